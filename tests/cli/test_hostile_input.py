@@ -1,4 +1,4 @@
-"""Files from strangers, through the command: refused in one line or answered in seconds, and never acted upon."""
+"""Untrusted files, given to the command: each is refused in one line or read in seconds, and none runs anything."""
 
 import csv
 import itertools
@@ -32,12 +32,12 @@ stages: [{name: STAGE, metric: weights, trials: 2, strategy: stepwise}]
 
 
 def step(name: str, a: str = "one", b: str = "two", alpha: str = "0.5") -> str:
-    """A line of a recipe."""
+    """Return the line of a step in a recipe."""
     return f"  - {{name: {name}, mode: weight_sum, a: {a}, b: {b}, alpha: {alpha}}}\n"
 
 
 def chain(count: int, b: str | None = None) -> str:
-    """Steps that each take the one before, twice or with a model: written out, twice as much with every step."""
+    """Return a recipe of steps that each merge the step before with `b`, or with itself, which doubles the formula."""
     names = ["one", *(f"S{number}" for number in range(count))]
     return MODELS + "".join(step(name, before, b or before) for before, name in itertools.pairwise(names))
 
@@ -55,17 +55,17 @@ def folder(tmp_path: Path, write_sd1: Write, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command; gives its exit code and the lines on stdout and stderr, none of which may act on a terminal."""
+    """Return a function that runs the command and returns its exit code and lines; none may act on a terminal."""
 
     def run(*arguments: object) -> tuple[int, list[str], list[str]]:
         with pytest.raises(SystemExit) as left:
             main([str(argument) for argument in arguments])
         written = capsys.readouterr()
         for text in written:
-            acting = [
+            control = [
                 letter for letter in text if unicodedata.category(letter) in ("Cc", "Zl", "Zp") and letter != "\n"
             ]
-            assert not acting
+            assert not control
             assert "\u202e" not in text
         return int(left.value.code or 0), written.out.splitlines(), written.err.splitlines()
 
@@ -73,12 +73,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def files_in(folder: Path) -> dict[Path, int]:
-    """Every file below a folder, and when it was written."""
+    """Return the modification time of every file below a folder, in nanoseconds."""
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def refused(run: Run, folder: Path, *arguments: object, seconds: float = 10) -> str:
-    """The one line with which the command refuses, within seconds of processor time, nothing written."""
+    """Return the line with which the command refuses, within `seconds` of processor time, without writing a file."""
     before, started = files_in(folder), time.process_time()
     code, out, err = run(*arguments)
     assert time.process_time() - started < seconds
@@ -98,19 +98,19 @@ HUGE = {
     "10,000 steps, each twice the one before": chain(10_000),
     "a bomb of aliases": BOMB + MODELS + step("S"),
     "a bomb as an alpha": MODELS + step("S", alpha=INNER_BOMB),
-    "a bomb among what is not read": MODELS + step("S") + "fitted:\n" + "".join(f"  {x}\n" for x in BOMB.splitlines()),
+    "a bomb among ignored fields": MODELS + step("S") + "fitted:\n" + "".join(f"  {x}\n" for x in BOMB.splitlines()),
     "a list in a list in a list": "fitted: {x: " + "[" * 3000 + "]" * 3000 + "}\n" + MODELS + step("S"),
     "a text of 3 MB": f"name: {'x' * 3_000_000}\n" + MODELS + step("S"),
     "a million blocks": MODELS + step("S", alpha='{? "' + ",".join(["IN00"] * 200_000) + '" : 0.5}'),
     "a block's name of a million letters": MODELS + step("S", alpha='{? "' + "Q" * 1_000_000 + '" : 0.5}'),
-    "100,000 blocks that are none": MODELS + step("S", alpha="{" + ", ".join(f"Q{n}: 1" for n in range(100_000)) + "}"),
-    "10,000 models that are none": MODELS + "".join(step(f"S{n}", f"no{n}") for n in range(10_000)),
+    "100,000 unknown blocks": MODELS + step("S", alpha="{" + ", ".join(f"Q{n}: 1" for n in range(100_000)) + "}"),
+    "10,000 unknown models": MODELS + "".join(step(f"S{n}", f"no{n}") for n in range(10_000)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HUGE)
-def test_huge_recipes(folder: Path, run: Run, name: str) -> None:
-    """A recipe that would take hours or all memory is refused at once by whatever reads it."""
+def test_huge_recipes_are_refused(folder: Path, run: Run, name: str) -> None:
+    """A recipe that would take hours or all memory is refused at once by every command that reads it."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(HUGE[name], encoding="utf-8")
     (folder / "study.yaml").write_text(STUDY, encoding="utf-8")
@@ -122,8 +122,8 @@ def test_huge_recipes(folder: Path, run: Run, name: str) -> None:
     assert "recipe.yaml" in refused(run, folder, "status", folder)
 
 
-def test_too_many_steps_and_models_are_counted(folder: Path, run: Run) -> None:
-    """More steps or models than a recipe has are refused with how many there may be."""
+def test_too_many_steps_or_models_are_refused_with_the_limit(folder: Path, run: Run) -> None:
+    """More steps or models than a recipe may have are refused with their number and the limit."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(chain(2001, "two"), encoding="utf-8")
     assert "steps: received 2,001; a recipe has at most 2,000" in refused(
@@ -136,8 +136,8 @@ def test_too_many_steps_and_models_are_counted(folder: Path, run: Run) -> None:
     )
 
 
-def test_five_hundred_sources(folder: Path, run: Run) -> None:
-    """Five hundred sources in a chain of as many steps are merged: what all steps but the last make is not merged."""
+def test_a_recipe_of_five_hundred_sources_is_merged(folder: Path, run: Run) -> None:
+    """Five hundred sources in a chain of as many steps are merged; earlier steps are not merged separately."""
     save = folder / "recipe.yaml"
     models = "".join(f"  m{n}: {{file: {('one', 'two')[n % 2]}.safetensors}}\n" for n in range(500))
     steps = "".join(step(f"S{n}", f"S{n - 1}" if n > 1 else "m0", f"m{n}", "0.5") for n in range(1, 500))
@@ -150,13 +150,13 @@ def test_five_hundred_sources(folder: Path, run: Run) -> None:
     assert time.process_time() - started < 60
     name = "model.diffusion_model.out.2.weight"
     one, two, made = (open_checkpoint(folder / f"{file}.safetensors").tensor(name) for file in ("one", "two", "out"))
-    # The last source has one half, the one before a quarter, and so on; m499 is `two`.
+    # The last source has the weight 1/2, the source before 1/4, and so on; m499 is `two`.
     expected = (2 * two.double() + one.double()) / 3
     assert torch.allclose(made.double(), expected, atol=1e-6)
 
 
 def test_a_recipe_of_many_sources_is_verified(folder: Path, run: Run) -> None:
-    """Every step of a chain of two hundred sources is measured in seconds, as what it merges is by definition."""
+    """Every step of a chain of two hundred sources is measured in seconds, and agrees with the definition."""
     models = "".join(f"  m{n}: {{file: {('one', 'two')[n % 2]}.safetensors}}\n" for n in range(200))
     steps = "".join(step(f"S{n}", f"S{n - 1}" if n > 1 else "m0", f"m{n}") for n in range(1, 200))
     (folder / "recipe.yaml").write_text(f"models:\n{models}steps:\n{steps}", encoding="utf-8")
@@ -178,7 +178,7 @@ def test_a_recipe_of_many_sources_is_verified(folder: Path, run: Run) -> None:
 
 
 def test_a_recipe_of_many_steps_is_verified(folder: Path, run: Run) -> None:
-    """Each of a thousand steps is measured, in a time that grows with their number and not with its square."""
+    """Each of a thousand steps is measured in a time that is linear in their number, not quadratic."""
     (folder / "recipe.yaml").write_text(chain(1000, "two"), encoding="utf-8")
     started = time.process_time()
 
@@ -189,14 +189,14 @@ def test_a_recipe_of_many_steps_is_verified(folder: Path, run: Run) -> None:
     found = json.loads("".join(out))
     assert [entry["step"] for entry in found] == [f"S{n}" for n in range(1000)]
     one, two, target = (load_file(folder / f"{file}.safetensors") for file in ("one", "two", "target"))
-    # Nothing is left of `one` when it was halved so often.
+    # After a thousand halvings the weight of `one` is zero.
     expected = explained_by_definition(two, target, one)
     measured = {block: entry["measured"] for block, entry in found[-1]["blocks"].items()}
     assert measured == pytest.approx(expected, abs=2e-6)
 
 
-def test_too_many_ways_to_measure(folder: Path, run: Run) -> None:
-    """Steps that each want random inputs of their own, and so all sources read again, are refused."""
+def test_too_many_metrics_and_seeds_are_refused(folder: Path, run: Run) -> None:
+    """Steps that each need other random inputs, and would read all sources again, are refused with the limit."""
     expecting = "".join(step(f"S{n}").replace("}\n", f", expect: {{blocks: OUT03, seed: {n}}}}}\n") for n in range(101))
     (folder / "recipe.yaml").write_text(MODELS + expecting, encoding="utf-8")
 
@@ -205,8 +205,8 @@ def test_too_many_ways_to_measure(folder: Path, run: Run) -> None:
     assert "steps: received 101 different metrics, seeds and block lists to measure by; must be at most 100" in line
 
 
-def test_too_many_steps_to_simplify(folder: Path, run: Run) -> None:
-    """A recipe of more steps than can be simplified in a minute is refused with the limit and what to do."""
+def test_too_many_steps_to_simplify_are_refused(folder: Path, run: Run) -> None:
+    """A recipe of more steps than can be simplified in a minute is refused with the limit and a remedy."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(chain(101, "two"), encoding="utf-8")
 
@@ -215,23 +215,23 @@ def test_too_many_steps_to_simplify(folder: Path, run: Run) -> None:
     assert "recipe.yaml: steps: received 101; must be at most 100 to be simplified; merge the first ones" in line
 
 
-def joint(folder: Path, count: int, alpha: str) -> Path:
-    """A study that searches so many steps at once."""
+def write_joint_study(folder: Path, count: int, alpha: str) -> Path:
+    """Write a study that searches `count` steps at once; return its file."""
     steps = "".join(step(f"S{n}", f"S{n - 1}" if n else "one", alpha=alpha) for n in range(count))
     (folder / "recipe.yaml").write_text(MODELS + steps, encoding="utf-8")
     (folder / "study.yaml").write_text(STUDY.replace("stepwise", "joint"), encoding="utf-8")
     return folder / "study.yaml"
 
 
-def test_too_much_to_search_at_once(folder: Path, run: Run) -> None:
-    """What people search at once may be searched; hundreds of steps, or of alphas beyond that, name the way on."""
-    assert len(load_study(joint(folder, 16, "{search: [0, 1]}")).stages[0].parameters) == 416
-    assert len(load_study(joint(folder, 100, "{search: [0, 1], tie: true}")).stages[0].parameters) == 100
+def test_too_many_alphas_to_search_at_once_are_refused(folder: Path, run: Run) -> None:
+    """A joint stage may have 416 alphas; more than 100 steps or 600 alphas are refused with a remedy."""
+    assert len(load_study(write_joint_study(folder, 16, "{search: [0, 1]}")).stages[0].parameters) == 416
+    assert len(load_study(write_joint_study(folder, 100, "{search: [0, 1], tie: true}")).stages[0].parameters) == 100
 
-    joint(folder, 300, "{search: [0, 1], tie: true}")
+    write_joint_study(folder, 300, "{search: [0, 1], tie: true}")
     line = refused(run, folder, "fit", folder)
     assert "study.yaml: stages.STAGE.steps: 300 steps with free alphas; a stage searches at most 100; search" in line
-    joint(folder, 24, "{search: [0, 1]}")
+    write_joint_study(folder, 24, "{search: [0, 1]}")
     line = refused(run, folder, "fit", folder)
     assert "stages.STAGE.strategy: 624 free alphas at once; a joint stage searches at most 600; search them in" in line
     assert "several stages" in line
@@ -255,7 +255,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_huge_texts(folder: Path, run: Run, name: str) -> None:
+def test_huge_texts_are_refused(folder: Path, run: Run, name: str) -> None:
     """A text that would take hours or all memory is refused in seconds."""
     (folder / "text.txt").write_text(TEXTS[name], encoding="utf-8")
     before, started = files_in(folder), time.process_time()
@@ -269,8 +269,8 @@ def test_huge_texts(folder: Path, run: Run, name: str) -> None:
     assert files_in(folder) == before
 
 
-def test_five_hundred_sources_in_a_text(folder: Path, run: Run) -> None:
-    """A text of five hundred sources and steps becomes a recipe that is read again."""
+def test_a_text_of_five_hundred_sources_is_imported(folder: Path, run: Run) -> None:
+    """A text of five hundred sources and steps becomes a recipe that can be read again."""
     lines = [f"S{n} x 0.9 + model{n} x 0.1 = S{n + 1}" for n in range(500)]
     (folder / "text.txt").write_text("\n".join(lines), encoding="utf-8")
 
@@ -292,8 +292,8 @@ TAGS = {
 
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("file", ["recipe.yaml", "study.yaml", "text.txt"])
-def test_tags(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tag: str, file: str) -> None:
-    """A YAML tag, which other programs take for a class to make or a function to call, is refused by its name."""
+def test_tags_are_refused(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tag: str, file: str) -> None:
+    """A YAML tag, which other parsers turn into an object or a call, is refused by its name."""
     monkeypatch.chdir(folder)
     recipe = MODELS + step("S", alpha=tag if file == "recipe.yaml" else "0.5")
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
@@ -310,10 +310,10 @@ def test_tags(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tag: str,
     assert not (folder / "trap").exists()
 
 
-ACTING = ["\x1b[2J", "\x1b]0;title\x07", "\n", "\r", "\x00", "\x7f", "\x9b31m", "\u2028", "\u202e", "\b"]
+CONTROL = ["\x1b[2J", "\x1b]0;title\x07", "\n", "\r", "\x00", "\x7f", "\x9b31m", "\u2028", "\u202e", "\b"]
 
 
-@pytest.mark.parametrize("sign", ACTING, ids=ascii)
+@pytest.mark.parametrize("sign", CONTROL, ids=ascii)
 @pytest.mark.parametrize(
     "place",
     [
@@ -334,8 +334,10 @@ ACTING = ["\x1b[2J", "\x1b]0;title\x07", "\n", "\r", "\x00", "\x7f", "\x9b31m", 
         lambda name: MODELS + step("S").replace("weight_sum", name),
     ],
 )
-def test_signs_that_act_on_a_terminal(folder: Path, run: Run, sign: str, place: Callable[[str], str]) -> None:
-    """Escape sequences, line ends and text direction marks of a recipe never reach the terminal, wherever they are."""
+def test_control_characters_in_a_recipe_are_escaped(
+    folder: Path, run: Run, sign: str, place: Callable[[str], str]
+) -> None:
+    """Escape sequences, line ends and text direction marks in any field of a recipe never reach the terminal."""
     escaped = "".join(f"\\u{ord(letter):04x}" for letter in sign)
     (folder / "recipe.yaml").write_text(place(f'"a{escaped}b"'), encoding="utf-8")
 
@@ -346,9 +348,9 @@ def test_signs_that_act_on_a_terminal(folder: Path, run: Run, sign: str, place: 
     assert all(line.startswith("blockfit: ") and "recipe.yaml" in line for line in err)
 
 
-@pytest.mark.parametrize("sign", ACTING, ids=ascii)
-def test_signs_in_a_study_a_text_and_a_merged_file(folder: Path, run: Run, write_sd1: Write, sign: str) -> None:
-    """Neither do those in a study, in a text to import, or in a merged file's names and metadata."""
+@pytest.mark.parametrize("sign", CONTROL, ids=ascii)
+def test_control_characters_in_other_files_are_escaped(folder: Path, run: Run, write_sd1: Write, sign: str) -> None:
+    """Control characters in a study, in a text to import and in a merged file's metadata are escaped."""
     escaped = "".join(f"\\u{ord(letter):04x}" for letter in sign)
     (folder / "recipe.yaml").write_text(MODELS + step("S", alpha="{search: [0, 1]}"), encoding="utf-8")
     study = STUDY.replace("STAGE", f'"a{escaped}b"')
@@ -380,18 +382,18 @@ NAMES = [
 
 
 def quoted(text: str) -> str:
-    """A text as YAML has it in double quotes."""
+    """Return a text as a double-quoted YAML scalar."""
     return f'"{text}"'.replace("\\", "\\\\")
 
 
-def test_names_make_no_files(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names of steps and stages, whatever they look like, put no file anywhere but among the fit's own."""
+def test_names_write_no_files_elsewhere(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of steps and stages that look like paths or commands add no file beside those of a fit."""
     elsewhere = folder.parent / "working"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     free = "".join(step(quoted(name), alpha="{search: [0, 1], tie: true}") for name in NAMES)
     (folder / "recipe.yaml").write_text(MODELS + free, encoding="utf-8")
-    # Each stage is called as its step, but for "/", which a stage's name cannot hold.
+    # Each stage has the name of its step, without "/", which a stage's name cannot contain.
     stages = "".join(
         f"  - {{name: {quoted(name.replace('/', '_'))}, metric: weights, trials: 2, steps: [{quoted(name)}]}}\n"
         for name in NAMES
@@ -407,10 +409,10 @@ def test_names_make_no_files(folder: Path, run: Run, monkeypatch: pytest.MonkeyP
     assert len(drawn) == len(NAMES)
     for plot in drawn:
         assert re.fullmatch(r"models/plots/similarity-against-alpha-[\w.-]{1,40}\.png", plot)
-    own = {"study.db", "best.yaml", "best.simple.yaml", "trials.csv", "fit.log", "statistics.safetensors"}
+    expected = {"study.db", "best.yaml", "best.simple.yaml", "trials.csv", "fit.log", "statistics.safetensors"}
     plots = {"best-so-far.png", "similarity-per-block.png", "alphas.png"}
     assert {path for path in made if not path.startswith("cache/")} - drawn <= (
-        {f"models/{file}" for file in own} | {f"models/plots/{file}" for file in plots}
+        {f"models/{file}" for file in expected} | {f"models/plots/{file}" for file in plots}
     )
     assert not list(elsewhere.iterdir())
     assert not escaped.exists()
@@ -423,14 +425,14 @@ def test_names_make_no_files(folder: Path, run: Run, monkeypatch: pytest.MonkeyP
 
 
 def is_number(text: str) -> bool:
-    """Whether a cell is a number, which may begin with a sign."""
+    """Return True if a cell is a number, which may begin with a sign."""
     return re.fullmatch(r"[-+]?[\d.]+(e[-+]\d+)?", text) is not None
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes among files")
 @pytest.mark.parametrize("named", ["pipe", "/dev/zero", "/dev/stdin", "/dev/tty"])
-def test_files_that_are_none(folder: Path, run: Run, named: str) -> None:
-    """What a recipe or study names is read only if it is a file: a pipe or a device would be waited for without end."""
+def test_pipes_and_devices_are_refused(folder: Path, run: Run, named: str) -> None:
+    """A recipe or study that names a pipe or a device is refused, because reading it might never end."""
     os.mkfifo(folder / "pipe")
     fixed, free = step("S"), step("S", alpha="{search: [0, 1]}")
     (folder / "study.yaml").write_text(STUDY.replace("recipe.yaml", named), encoding="utf-8")
@@ -447,8 +449,8 @@ def test_files_that_are_none(folder: Path, run: Run, named: str) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes among files")
 @pytest.mark.parametrize("named", ["pipe", "/dev/zero", "/dev/stdin", '"a\\0b"', "a" * 5000, "../models"])
-def test_prompts_that_are_no_file(folder: Path, run: Run, named: str) -> None:
-    """Nor are prompts read from anything but a file, by commands that need no checkpoint either."""
+def test_prompts_that_are_no_file_are_refused(folder: Path, run: Run, named: str) -> None:
+    """Prompts are read from regular files only, also by commands that need no checkpoint."""
     os.mkfifo(folder / "pipe")
     (folder / "recipe.yaml").write_text(MODELS + step("S", alpha="{search: [0, 1]}"), encoding="utf-8")
     study = STUDY.replace("STAGE, metric: weights", f"s, metric: encoder, prompts: {named}")
@@ -461,8 +463,8 @@ def test_prompts_that_are_no_file(folder: Path, run: Run, named: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs devices among files")
-def test_prompts_without_end(folder: Path, run: Run) -> None:
-    """Of an endless file of prompts no more is read than prompts may have."""
+def test_endless_prompts_are_refused(folder: Path, run: Run) -> None:
+    """An endless file of prompts is read up to the limit and refused."""
     target = folder / "target.safetensors"
     arguments = (target, "--target", target, "--metric", "encoder", "--prompts", "/dev/zero")
 
@@ -470,7 +472,7 @@ def test_prompts_without_end(folder: Path, run: Run) -> None:
 
 
 def test_recipes_may_name_files_elsewhere(folder: Path, run: Run) -> None:
-    """A recipe's `file` may lead out of its folder: such files are read, and nothing but the output is written."""
+    """A recipe's `file` may lead out of its folder: the file is read, and only the output is written."""
     below = folder / "recipes" / "mine"
     below.mkdir(parents=True)
     text = MODELS.replace("one.safetensors", "../../one.safetensors").replace("two.sa", f"{folder.as_posix()}/two.sa")
@@ -483,8 +485,8 @@ def test_recipes_may_name_files_elsewhere(folder: Path, run: Run) -> None:
     assert files_in(folder).keys() - before.keys() == {folder / "out.safetensors"}
 
 
-def test_problems_are_not_endless(folder: Path, run: Run) -> None:
-    """Of thousands of problems the first hundred are shown, and how many more there are."""
+def test_at_most_a_hundred_problems_are_shown(folder: Path, run: Run) -> None:
+    """The first hundred problems are shown, then the number of the others."""
     (folder / "recipe.yaml").write_text(
         "".join(f"f{n}: 1\n" for n in range(500)) + MODELS + step("S"), encoding="utf-8"
     )
@@ -498,8 +500,8 @@ def test_problems_are_not_endless(folder: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     "field", ["seeds: [9223372036854775808]", "passes: 1000000000", "trials: 10000000000000000000000"]
 )
-def test_numbers_that_are_too_large(folder: Path, run: Run, field: str) -> None:
-    """Numbers that a generator cannot take, or that would take years to count to, are refused with their field."""
+def test_numbers_that_are_too_large_are_refused(folder: Path, run: Run, field: str) -> None:
+    """A seed beyond the generator's range and a count that would take years are refused with their field."""
     (folder / "recipe.yaml").write_text(MODELS + step("S", alpha="{search: [0, 1]}"), encoding="utf-8")
     study = STUDY.replace("STAGE, metric: weights, trials: 2", f"s, metric: attention, {field}")
     (folder / "study.yaml").write_text(study, encoding="utf-8")
@@ -507,8 +509,8 @@ def test_numbers_that_are_too_large(folder: Path, run: Run, field: str) -> None:
     assert field.split(":", maxsplit=1)[0] in refused(run, folder, "fit", folder)
 
 
-def test_headers(folder: Path, run: Run) -> None:
-    """A header of 100 GB, a hundred thousand levels or two entries of one name is refused by whatever reads files."""
+def test_damaged_headers_are_refused(folder: Path, run: Run) -> None:
+    """A header of 100 GB, of 100,000 levels or with a repeated name is refused by every command that reads it."""
     entry = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     headers = {
         "100,000,000,000 bytes": struct.pack("<Q", 10**11) + b"{}",
@@ -524,8 +526,8 @@ def test_headers(folder: Path, run: Run) -> None:
         assert words in refused(run, folder, "merge", folder / "recipe.yaml", "-o", output)
 
 
-def test_names_of_tensors(folder: Path, run: Run) -> None:
-    """A tensor may be called anything; a file without a known layout is shown, its names harmless."""
+def test_unknown_tensor_names_are_shown_harmlessly(folder: Path, run: Run) -> None:
+    """A file without a known layout is shown, with its tensors' names escaped."""
     save_file({"\x1b[31m\n../x": torch.zeros(2), "<script>": torch.zeros(2)}, folder / "odd.safetensors")
 
     code, out, _ = run("inspect", folder / "odd.safetensors")

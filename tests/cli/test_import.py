@@ -1,4 +1,4 @@
-"""The command `import`: texts and merged files in, a recipe file out, and what is said of what was not understood."""
+"""The command `import`: it reads texts and merged files, writes a recipe, and warns of lines that it did not read."""
 
 import hashlib
 import json
@@ -22,26 +22,26 @@ def run(*arguments):
     return int(left.value.code or 0)
 
 
-def test_the_article(tmp_path, capsys):
+def test_the_article_is_imported(tmp_path, capsys):
     """The article becomes a recipe of 18 steps; guesses and lines not understood are warnings with their lines."""
     output = tmp_path / "recipe.yaml"
 
     assert run("import", ARTICLE, "-o", output) == 0
 
-    told = capsys.readouterr()
-    assert told.out == f"18 steps, 11 models, output BlessingMix V1 -> {output}\n"
-    assert all(line.startswith(f"blockfit: warning: {ARTICLE}: ") for line in told.err.splitlines())
-    assert sum("not understood" in line for line in told.err.splitlines()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == f"18 steps, 11 models, output BlessingMix V1 -> {output}\n"
+    assert all(line.startswith(f"blockfit: warning: {ARTICLE}: ") for line in printed.err.splitlines())
+    assert sum("not understood" in line for line in printed.err.splitlines()) == 2
     assert len(load_recipe(output).steps) == 18
 
 
-def test_json(tmp_path, capsys):
-    """With --json, one value on stdout tells what was read, and what was not."""
+def test_json_has_the_counts_and_the_warnings(tmp_path, capsys):
+    """With --json, one value on stdout has the recipe's counts, its warnings and the lines not understood."""
     assert run("import", ARTICLE, "-o", tmp_path / "recipe.yaml", "--json") == 0
 
-    told = json.loads(capsys.readouterr().out)
-    assert (told["output"], len(told["steps"]), len(told["models"])) == ("BlessingMix V1", 18, 11)
-    assert (len(told["warnings"]), len(told["not_understood"])) == (3, 2)
+    imported = json.loads(capsys.readouterr().out)
+    assert (imported["output"], len(imported["steps"]), len(imported["models"])) == ("BlessingMix V1", 18, 11)
+    assert (len(imported["warnings"]), len(imported["not_understood"])) == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_json(tmp_path, capsys):
         ("| A | B | 0.3 |", ["line 1: not understood: a row of a table that is not a table of steps", "no formula"]),
     ],
 )
-def test_problems(tmp_path, capsys, text, parts):
-    """What cannot become a recipe is bad input: one line with the file, nothing written, an old output untouched."""
+def test_texts_without_a_recipe_are_refused(tmp_path, capsys, text, parts):
+    """A text that gives no recipe is bad input: one line per problem, with the file, and an old output untouched."""
     source, output = tmp_path / "text.txt", tmp_path / "recipe.yaml"
     source.write_text(text, encoding="utf-8")
     output.write_text("before", encoding="utf-8")
@@ -82,8 +82,8 @@ def test_problems(tmp_path, capsys, text, parts):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_encodings(tmp_path, encoding):
-    """A text as Windows' editor saves it, with Windows' line ends, is read like any other."""
+def test_encodings_of_windows_are_read(tmp_path, encoding):
+    """A text in the encodings and with the line ends of Windows' editor is read."""
     source, output = tmp_path / "text.txt", tmp_path / "recipe.yaml"
     source.write_bytes("“モデル A” x 0.9 + B x 0.1 = T\r\nT × 0.5 + B × 0.5 = U\r\n".encode(encoding))  # noqa: RUF001
 
@@ -93,8 +93,8 @@ def test_encodings(tmp_path, encoding):
     assert list(load_recipe(output).models) == ["モデル A", "B"]
 
 
-def test_files_that_cannot_be_read(tmp_path, capsys):
-    """A missing text, bytes that are no text, and missing presets are told by name."""
+def test_files_that_cannot_be_read_are_named(tmp_path, capsys):
+    """A missing text, a binary file, missing presets and an unknown mapping are refused by name."""
     (tmp_path / "bytes.txt").write_bytes(b"A x 0.5 \xff\xfe")
     (tmp_path / "good.txt").write_text("A x 0.5 + B x 0.5 = T", encoding="utf-8")
     output = tmp_path / "recipe.yaml"
@@ -112,8 +112,8 @@ def test_files_that_cannot_be_read(tmp_path, capsys):
     assert not output.exists()
 
 
-def test_presets_and_mapping(tmp_path):
-    """Presets come from the file that is named, and the mapping from the command."""
+def test_presets_and_mapping_of_the_command_are_used(tmp_path):
+    """Presets come from the file of --presets, and the mapping from --mapping."""
     (tmp_path / "text.txt").write_text("A x (1-alpha) + B x alpha = T\nalpha = MINE", encoding="utf-8")
     (tmp_path / "presets.tsv").write_text(f"preset_name\tpreset_weights\nMINE\t{NUMBERS}\n", encoding="utf-8")
     output = tmp_path / "recipe.yaml"
@@ -125,8 +125,8 @@ def test_presets_and_mapping(tmp_path):
     assert (recipe.mapping, set(recipe.steps[0].alpha.values.values())) == ("mecha", {0.25})
 
 
-def test_merged_files(tmp_path, write_sd1, sd1_tensors, capsys):
-    """A merged file gives back the recipe that it was merged by; one without a recipe is bad input."""
+def test_merged_files_give_back_their_recipe(tmp_path, write_sd1, sd1_tensors, capsys):
+    """A merged file gives back the recipe it was merged by; a file without a recipe is bad input."""
     around = sd1_tensors()
     for seed, name in enumerate("ab"):
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed, around=around)
@@ -146,8 +146,8 @@ def test_merged_files(tmp_path, write_sd1, sd1_tensors, capsys):
     assert "no recipe in its metadata" in capsys.readouterr().err
 
 
-def test_without_extension(tmp_path, write_sd1, monkeypatch):
-    """A merged file here is found by its name alone, as other commands find it, whether or not folders are named."""
+def test_a_merged_file_is_found_without_extension(tmp_path, write_sd1, monkeypatch):
+    """A merged file in the working directory is found without its extension and without --models."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BLOCKFIT_MODELS", raising=False)
     for seed, name in enumerate(("a", "b")):
@@ -160,23 +160,23 @@ def test_without_extension(tmp_path, write_sd1, monkeypatch):
     assert load_recipe(tmp_path / "again.yaml").step("T").alpha.at("M00") == 0.5
 
 
-def test_what_is_not_understood_is_a_warning(tmp_path, capsys):
-    """Lines that look like steps and are not needed are named with number and text; the recipe is written."""
+def test_lines_not_understood_are_warnings(tmp_path, capsys):
+    """Lines that look like steps and are not needed are warnings with number and text; the recipe is written."""
     source, output = tmp_path / "text.txt", tmp_path / "recipe.yaml"
     source.write_text("A x 0.5 + B x 0.5 = T\nT 0.7 C 0.3\nM = A x 0.5 + B x 0.3\nProse on T.\n", encoding="utf-8")
 
     assert run("import", source, "-o", output) == 0
 
-    told = capsys.readouterr()
-    assert told.out == f"1 step, 2 models, output T -> {output}\n"
-    second, third = told.err.splitlines()
+    printed = capsys.readouterr()
+    assert printed.out == f"1 step, 2 models, output T -> {output}\n"
+    second, third = printed.err.splitlines()
     reason = "not a step, although it contains 'T', in 'T 0.7 C 0.3'"
     assert second == f"blockfit: warning: {source}: line 2: not understood: {reason}"
     assert third.startswith(f"blockfit: warning: {source}: line 3: not understood: the factors add up to 0.8")
 
 
-def test_other_tools_files(tmp_path, capsys):
-    """A file of another tool's becomes a recipe; one that none of the readers takes is told by its kind, in a line."""
+def test_files_of_other_tools_are_imported(tmp_path, capsys):
+    """A file of another tool becomes a recipe; a file that no reader accepts is refused in one line, with its kind."""
     output = tmp_path / "recipe.yaml"
     metadata = {"type": "webui", "interp_method": "No interpolation", "primary_model_hash": "a1" * 32}
     texts = {
@@ -207,8 +207,8 @@ def test_other_tools_files(tmp_path, capsys):
     assert not output.exists()
 
 
-def test_parents(tmp_path, write_sd1, sd1_tensors, capsys):
-    """A merge of a merge is, with --with-parents, all of its steps, and they make the same tensors."""
+def test_parents_of_a_merge_become_steps(tmp_path, write_sd1, sd1_tensors, capsys):
+    """With --with-parents a merge of a merge becomes a recipe of all steps, which merges the same tensors."""
     around = sd1_tensors()
     for seed, name in enumerate("abc"):
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed, around=around)
@@ -235,8 +235,8 @@ def test_parents(tmp_path, write_sd1, sd1_tensors, capsys):
         torch.testing.assert_close(again[name], value, rtol=0, atol=1e-5)
 
 
-def test_recipes_that_know_hashes_alone(tmp_path, write_sd1, capsys):
-    """Of metadata that have hashes and no names a recipe is made whose files are found under any name, and merged."""
+def test_metadata_with_hashes_alone_become_a_recipe(tmp_path, write_sd1, capsys):
+    """Metadata with hashes and no names become a recipe, which finds its files by hash and can be merged."""
     digests = {}
     for seed, name in enumerate(("renamed", "other name")):
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
@@ -256,8 +256,8 @@ def test_recipes_that_know_hashes_alone(tmp_path, write_sd1, capsys):
     torch.testing.assert_close(merged, a * 0.75 + b * 0.25, rtol=0, atol=1e-6)
 
 
-def test_what_is_read_is_not_overwritten(tmp_path, capsys):
-    """The recipe cannot be written over the text that it is read from."""
+def test_the_imported_file_is_not_overwritten(tmp_path, capsys):
+    """An output that is the imported text itself is refused."""
     source = tmp_path / "text.txt"
     source.write_text("A x 0.5 + B x 0.5 = T", encoding="utf-8")
 
@@ -267,8 +267,8 @@ def test_what_is_read_is_not_overwritten(tmp_path, capsys):
     assert source.read_text(encoding="utf-8") == "A x 0.5 + B x 0.5 = T"
 
 
-def test_options_of_texts(tmp_path, write_sd1, capsys):
-    """--mapping wins over what a text declares; with a merged file, which tells that itself, it is refused."""
+def test_the_option_mapping_is_for_texts_only(tmp_path, write_sd1, capsys):
+    """--mapping overrides the mapping that a text declares; it is refused for a merged file, which has its own."""
     source, output = tmp_path / "text.txt", tmp_path / "recipe.yaml"
     source.write_text('mapping: "mecha"\nA x 0.5 + B x 0.5 = T', encoding="utf-8")
     assert run("import", source, "-o", output) == 0

@@ -1,4 +1,4 @@
-"""The command `init`: a first recipe and study that a fit can run as they stand."""
+"""The command `init` writes a first recipe and study, which a fit runs unchanged."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ MIDDLE = "model.diffusion_model.middle_block."
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with the demo's target, and some of its family in a folder of models, the target among them."""
+    """Return the working directory, with the demo's target and three of its models in a folder `my models`."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     models = tmp_path / "my models"
@@ -35,7 +35,7 @@ def here(tmp_path, monkeypatch):
 
 
 def short(name):
-    """The hash that people quote, of one of the family's files."""
+    """Return the first ten digits of the SHA-256 of a model of the demo."""
     return hashlib.sha256((FAMILY / "models" / f"{name}.safetensors").read_bytes()).hexdigest()[:10]
 
 
@@ -47,24 +47,24 @@ def run(*arguments):
 
 
 def reachable(target, base, sources, part):
-    """The largest share, over all tensors of this part, that sums of differences from the base, -1..1 each, explain."""
+    """Return the largest share of the target explained by the sources' differences, each weighted from -1 to 1."""
     names = [name for name in base if name.startswith(part)]
 
     def difference(tensors):
         return np.concatenate([(tensors[name].double() - base[name].double()).flatten().numpy() for name in names])
 
-    columns, goal = np.stack([difference(one) for one in sources], axis=1), difference(target)
-    merged = columns @ lsq_linear(columns, goal, bounds=(-1, 1), method="bvls").x
-    return 1 - ((merged - goal) ** 2).sum() / (goal**2).sum()
+    columns, expected = np.stack([difference(source) for source in sources], axis=1), difference(target)
+    merged = columns @ lsq_linear(columns, expected, bounds=(-1, 1), method="bvls").x
+    return 1 - ((merged - expected) ** 2).sum() / (expected**2).sum()
 
 
-def test_from_checkpoints_to_a_fit(here, capsys):
-    """The study runs unchanged, and a few trials reach what these sources can reach at all."""
+def test_the_study_reaches_the_ceiling(here, capsys):
+    """The study runs unchanged, and two trials reach the ceiling of its sources."""
     assert run("init", "my models/closed.safetensors", "my models", "-o", "mine") == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "base: base.safetensors, by its name; --base names another"
-    assert said[1] == "2 steps, 52 free alphas, base ../my models/base.safetensors -> mine"
-    assert said[-2:] == ["  blockfit ceiling mine", "  blockfit fit mine"]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "base: base.safetensors, by its name; --base names another"
+    assert printed[1] == "2 steps, 52 free alphas, base ../my models/base.safetensors -> mine"
+    assert printed[-2:] == ["  blockfit ceiling mine", "  blockfit fit mine"]
 
     assert run("fit", "mine", "--trials", "2", "--json") == 0
     (search,) = json.loads(capsys.readouterr().out)["searches"]
@@ -79,8 +79,8 @@ def test_from_checkpoints_to_a_fit(here, capsys):
     assert best == pytest.approx(reachable(target, base, [bold, slanted], MIDDLE), abs=1e-6)
 
 
-def test_what_is_written(here, capsys):
-    """One step a source on top of the base, each alpha free; comments tell what is next; files are found from there."""
+def test_the_written_recipe_and_study(here, capsys):
+    """The recipe has a step with free alphas for each source, files relative to its folder, and comments."""
     assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", "--json") == 0
 
     found = json.loads(capsys.readouterr().out)
@@ -110,8 +110,8 @@ def test_what_is_written(here, capsys):
         (["--metric", "encoder"], "add_difference", "base", "encoder+explained"),
     ],
 )
-def test_options(here, options, mode, c, metric):
-    """Steps are weight sums if wanted, and what a metric cannot see another scores, so that the study can be run."""
+def test_options_of_mode_and_metric(here, options, mode, c, metric):
+    """--mode sets the steps' mode; `explained` scores the blocks that the metric of --metric cannot."""
     assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", *options) == 0
 
     study = load_study(here / "mine")
@@ -120,13 +120,13 @@ def test_options(here, options, mode, c, metric):
     assert set(study.stages[0].blocks) == set(study.recipe.layout.blocks)
 
 
-def test_names_and_hashes(here, capsys):
-    """Target, sources and base may be names in a folder, and stay so; the default folder is called like the target."""
+def test_names_and_hashes_are_kept(here, capsys):
+    """Target, sources and base may be names or hashes, and are kept as given; the folder is named after the target."""
     digest = short("slanted")
     names = ("closed", f"bold.safetensors [{short('bold')}]", digest, "--base", "base")
     assert run("init", *names, "--models", "my models") == 0
 
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     study = load_study(here / "closed", [here / "my models"])
     assert study.target_file == "closed"
     assert {name: model.file for name, model in study.recipe.models.items()} == {
@@ -135,9 +135,9 @@ def test_names_and_hashes(here, capsys):
         "slanted": digest,
     }
     assert study.sources["slanted"] == here / "my models" / "slanted.safetensors"
-    assert "base: " not in said.splitlines()[0].partition(",")[0]
-    assert '  blockfit fit closed --models "my models"' in said.splitlines()
-    assert run("init", *names, "--models", "my models", "-o", "again") == 0  # the folder called closed is no target
+    assert "base: " not in printed.splitlines()[0].partition(",")[0]
+    assert '  blockfit fit closed --models "my models"' in printed.splitlines()
+    assert run("init", *names, "--models", "my models", "-o", "again") == 0  # the folder `closed` is not the target
     assert load_study(here / "again", [here / "my models"]).target_file == "closed"
 
 
@@ -154,7 +154,7 @@ def test_names_and_hashes(here, capsys):
     ],
 )
 def test_paths_are_kept_as_given(here, capsys, monkeypatch, source, output, written):
-    """A path stays as given, a relative one if it leads there from the recipe, too; it is found from anywhere."""
+    """A path is kept as given if it leads there from the recipe, too; the study is then found from any directory."""
     source, written = (text.format(here=here.as_posix()) for text in (source, written))
     target = here / "my models" / "closed.safetensors"
 
@@ -168,8 +168,8 @@ def test_paths_are_kept_as_given(here, capsys, monkeypatch, source, output, writ
     assert study.sources["bold"].samefile(here / "my models" / "bold.safetensors")
 
 
-def test_a_name_that_means_another_file_beside_the_recipe(here, capsys):
-    """A name that means another file in the recipe's folder is written as the path to the one that was meant."""
+def test_an_ambiguous_name_is_written_as_a_path(here, capsys):
+    """A name that another file in the recipe's folder has, too, is written as a path."""
     (here / "mine").mkdir()
     shutil.copyfile(here / "my models" / "slanted.safetensors", here / "mine" / "bold.safetensors")
 
@@ -179,8 +179,8 @@ def test_a_name_that_means_another_file_beside_the_recipe(here, capsys):
     assert found["models"] == {"base": "base", "bold": "../my models/bold.safetensors"}
 
 
-def test_a_target_without_text_encoder(here, write_sd1, sd1_tensors, capsys):
-    """Of a target that is a UNet alone BASE stays closed, as console and recipe say, and the study can be fitted."""
+def test_a_target_without_text_encoder_closes_base(here, write_sd1, sd1_tensors, capsys):
+    """A target without text encoder closes BASE, which is printed and noted in the recipe; the study can be fitted."""
     around = sd1_tensors(seed=0)
     for seed, name in enumerate(("base", "x", "y")):
         write_sd1(here / f"{name}.safetensors", seed=seed, around=around)
@@ -194,18 +194,18 @@ def test_a_target_without_text_encoder(here, write_sd1, sd1_tensors, capsys):
     text = (here / "mine" / "recipe.yaml").read_text(encoding="utf-8")
     assert f"# {why}.\n# Every other block has an alpha" in text
     recipe = load_recipe(here / "mine" / "recipe.yaml")
-    assert {hole.blocks for step in recipe.steps for hole in step.alpha.free} == {recipe.layout.blocks[1:]}
+    assert {free.blocks for step in recipe.steps for free in step.alpha.free} == {recipe.layout.blocks[1:]}
     with pytest.warns(BlockfitWarning, match="BASE is not compared"), pytest.warns(BlockfitWarning, match="no VAE"):
         assert fit(load_study("mine").with_trials(1)).recipe.step("TEMP2").alpha.at("BASE") == 0
-    assert run("init", *files, "-o", "other", "--metric", "encoder") == 2
+    assert run("init", *files, "-o", "encoder", "--metric", "encoder") == 2
     assert capsys.readouterr().err == f"blockfit: --metric: received 'encoder', which sees BASE alone; {why}\n"
     assert run("init", *files, "-o", "mecha", "--mapping", "mecha", "--json") == 0
     assert json.loads(capsys.readouterr().out)["closed"] == []  # there time_embed belongs to BASE
 
 
 @pytest.mark.parametrize("without", ["vae", "sources"])
-def test_other_parts_that_are_missing(here, write_sd1, sd1_tensors, capsys, without):
-    """A target without VAE closes nothing; sources without text encoder close BASE, where nothing is to be compared."""
+def test_other_missing_parts(here, write_sd1, sd1_tensors, capsys, without):
+    """A target without VAE closes no block; sources without text encoder close BASE, which cannot be compared."""
     around = sd1_tensors(seed=0)
     for seed, name in enumerate(("base", "x")):
         write_sd1(here / f"{name}.safetensors", seed=seed, around=around, text_encoder=without != "sources")
@@ -219,8 +219,8 @@ def test_other_parts_that_are_missing(here, write_sd1, sd1_tensors, capsys, with
     assert ("tensors of it in common" in " ".join(found["notes"])) == (without == "sources")
 
 
-def test_files_of_one_kind_are_left_out_in_one_line(here, capsys):
-    """Of a folder with many files of another family one note lists the first, says how many more, and what they are."""
+def test_files_of_one_kind_share_a_note(here, capsys):
+    """Many files of one other kind share a note with the first three, the number of others and the kind."""
     for number in range(5):
         write_header(here / "my models" / f"xl{number}.safetensors", {"emb_params": (number + 1, 768)})
 
@@ -239,11 +239,11 @@ def test_files_of_one_kind_are_left_out_in_one_line(here, capsys):
         (["abc", "sd-v1-4", "database"], "sd-v1-4"),
         (["abc", "SD15_new", "x"], "SD15_new"),
         (["abc", "my-base"], "my-base"),
-        (["dream-v1-55", "abc"], "dream-v1-55"),  # the first: nothing looks like a base
+        (["dream-v1-55", "abc"], "dream-v1-55"),  # the first: no name looks like a base
     ],
 )
 def test_the_base_is_guessed(tmp_path, write_sd1, monkeypatch, capsys, names, expected):
-    """The base is what is called like Stable Diffusion 1.x, then what is called base, else the first; it is said."""
+    """The base is a file named like Stable Diffusion 1.x, else one named base, else the first; it is printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     for seed, name in enumerate(["target", *names]):
@@ -255,8 +255,8 @@ def test_the_base_is_guessed(tmp_path, write_sd1, monkeypatch, capsys, names, ex
     assert capsys.readouterr().out.startswith(f"base: {expected}.safetensors, ")
 
 
-def test_too_many_for_one_search(tmp_path, write_sd1, monkeypatch, capsys):
-    """More free alphas than a joint stage searches are tied, which is said, and make a study."""
+def test_too_many_alphas_for_one_search_are_tied(tmp_path, write_sd1, monkeypatch, capsys):
+    """More free alphas than a joint stage may have are tied, with a note, and the study is valid."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "models").mkdir()
@@ -272,8 +272,8 @@ def test_too_many_for_one_search(tmp_path, write_sd1, monkeypatch, capsys):
     assert len(load_study(tmp_path / "new").stages[0].parameters) == 96
 
 
-def test_what_is_left_out_of_a_folder(here, write_sd1, sdxl_tensors, capsys):
-    """Of a folder, what holds the same as another, the target's copies and other families are left out, and said."""
+def test_copies_and_other_families_are_left_out(here, write_sd1, sdxl_tensors, capsys):
+    """Copies of a source, copies of the target and other families in a folder are left out, each with a note."""
     models = here / "my models"
     shutil.copyfile(models / "bold.safetensors", models / "copy.safetensors")
     shutil.copyfile(models / "closed.safetensors", models / "zzz.safetensors")
@@ -293,9 +293,9 @@ def test_what_is_left_out_of_a_folder(here, write_sd1, sdxl_tensors, capsys):
     ]
 
 
-def test_what_is_below_a_folder(here, capsys):
-    """Checkpoints in the folders below one that was named are not taken, which is said, but for those named too."""
-    for folder in ("in", "other"):
+def test_subfolders_are_left_out(here, capsys):
+    """Checkpoints in subfolders are left out with a note, unless the subfolder is given, too."""
+    for folder in ("in", "empty"):
         (here / "my models" / folder).mkdir()
     (here / "my models" / "slanted.safetensors").rename(here / "my models" / "in" / "slanted.safetensors")
 
@@ -311,23 +311,23 @@ def test_what_is_below_a_folder(here, capsys):
     assert not any(note.startswith("left out") for note in found["notes"])
 
 
-def test_nothing_is_left_of_a_folder(here, capsys):
-    """Where nothing of a folder can be used, the files are named with what is wrong, those alike in one line."""
+def test_a_folder_without_usable_files_is_refused(here, capsys):
+    """A folder without usable files is refused; files with the same problem share a line."""
     (here / "bad").mkdir()
     for name in ("a", "b"):
         (here / "bad" / f"{name}.safetensors").write_bytes(b"")
 
     assert run("init", "my models/closed.safetensors", "bad") == 2
 
-    first, other = capsys.readouterr().err.splitlines()
+    first, second = capsys.readouterr().err.splitlines()
     assert "no checkpoint is left" in first
     files = ", ".join(str(Path("bad", f"{name}.safetensors")) for name in "ab")
-    assert other == f"blockfit: left out: {files}: the file is empty (0 bytes)"
+    assert second == f"blockfit: left out: {files}: the file is empty (0 bytes)"
 
 
 @pytest.mark.parametrize("tool", ["model-mixer", pytest.param("comfyui", marks=pytest.mark.slow)])
-def test_a_mapping_for_other_tools(here, tool):
-    """With a tool's mapping the fitted recipe can be exported to that tool, its files by the whole names it needs."""
+def test_a_mapping_makes_the_recipe_exportable(here, tool):
+    """With a tool's mapping the fitted recipe can be exported to that tool, with the file names that it needs."""
     names = ("closed", "base", "bold", "--models", "my models")
     assert run("init", *names, "-o", "mine", "--mapping", "model-mixer" if tool == "model-mixer" else "mecha") == 0
     assert run("fit", "mine", "--trials", "1", "--models", "my models") == 0
@@ -356,8 +356,8 @@ def test_a_mapping_for_other_tools(here, tool):
         (["closed", "base", "bold", "--mode", "x"], ["--mode: received 'x'; must be one of add_difference"]),
     ],
 )
-def test_refused(here, write_sd1, sdxl_tensors, capsys, arguments, words):
-    """What cannot be begun with is one line with exit code 2, and nothing is written."""
+def test_bad_arguments_are_refused(here, write_sd1, sdxl_tensors, capsys, arguments, words):
+    """Arguments that give no study are refused in one line with exit code 2, and no file is written."""
     write_sd1(here / "xl.safetensors", overrides=sdxl_tensors)
     (here / "empty").mkdir()
     (here / "above" / "in").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What scripts rely on: one JSON value on stdout, silence on request, exit codes. Through the command itself."""
+"""The command as scripts use it: one JSON value on stdout, no output with --quiet, and exit codes."""
 
 import json
 import os
@@ -28,7 +28,7 @@ FREE = "{search: [0, 1], blocks: OUT03-OUT04}"
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, write_sd1, sd1_tensors):
-    """A study over tiny checkpoints that was fitted, and a finished recipe beside it."""
+    """Return the folder of a study of small checkpoints, with a recipe without free alphas."""
     folder = tmp_path_factory.mktemp("json") / "study"
     folder.mkdir()
     os.environ["BLOCKFIT_CACHE"] = str(folder.parent / "cache")
@@ -44,7 +44,7 @@ def prepared(tmp_path_factory, write_sd1, sd1_tensors):
 
 
 def run(folder, monkeypatch, *arguments):
-    """The command in this process and this folder; gives its exit code."""
+    """Run the command in this process and in `folder`; return its exit code."""
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as left:
         main([str(argument) for argument in arguments])
@@ -83,7 +83,7 @@ KEYS = {
 
 @pytest.fixture
 def arguments(prepared, tmp_path):
-    """The arguments of a command, with files of its own to write."""
+    """Return a function that returns the arguments of a command."""
     text = RECIPE.replace("ALPHA", "0.5")
     for name in ("base", "one", "two"):
         text = text.replace(f"file: {name}}}", f'file: "{name}.safetensors [0123456789]"}}')
@@ -92,8 +92,8 @@ def arguments(prepared, tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_json(prepared, arguments, command, capsys, monkeypatch):
-    """With --json stdout holds one JSON value, with the keys that the help names."""
+def test_json_is_one_value_with_the_documented_keys(prepared, arguments, command, capsys, monkeypatch):
+    """With --json stdout has one JSON value, and the help lists its keys."""
     assert run(prepared, monkeypatch, *arguments(command), "--json") == 0
 
     found = json.loads(capsys.readouterr().out)
@@ -107,29 +107,29 @@ def test_json(prepared, arguments, command, capsys, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("before", [True, False])
-def test_quiet(prepared, arguments, command, before, capsys, monkeypatch):
-    """With --quiet nothing is printed, be it before or after the command's name; JSON still is if asked for."""
+def test_quiet_prints_nothing(prepared, arguments, command, before, capsys, monkeypatch):
+    """With --quiet, before or after the command's name, only the JSON of --json is printed."""
     words = arguments(command)
 
     assert run(prepared, monkeypatch, *(["-q", *words] if before else [*words, "--quiet"])) == 0
 
-    told = capsys.readouterr()
-    assert (told.out, told.err) == ("", "")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")
     if command != "init":
         assert run(prepared, monkeypatch, "-q", *words, "--json") == 0
         json.loads(capsys.readouterr().out)
 
 
-def test_loud_again(prepared, capsys, monkeypatch):
-    """Silence is that of one command."""
+def test_quiet_ends_with_its_command(prepared, capsys, monkeypatch):
+    """--quiet of one command does not silence the next command in the same process."""
     run(prepared, monkeypatch, "-q", "status", ".")
     run(prepared, monkeypatch, "status", ".")
 
     assert "3/3" in capsys.readouterr().out
 
 
-def test_quiet_still_tells_of_problems(prepared, capsys, monkeypatch):
-    """Errors and warnings are told under --quiet, too."""
+def test_quiet_keeps_errors_and_warnings(prepared, capsys, monkeypatch):
+    """Errors and warnings are printed with --quiet, too."""
     (prepared / "half.txt").write_text("one x 0.5 + two x 0.5 = T\nmodel x = ?\n", encoding="utf-8")
 
     assert run(prepared, monkeypatch, "-q", "status", "nowhere") == 2
@@ -140,8 +140,8 @@ def test_quiet_still_tells_of_problems(prepared, capsys, monkeypatch):
     assert "warning" in warning
 
 
-def test_figures_of_a_fit(prepared, capsys, monkeypatch):
-    """What `fit --json` tells is what it wrote: best trial, similarities by step and metric, files."""
+def test_json_of_a_fit_agrees_with_its_files(prepared, capsys, monkeypatch):
+    """The JSON of a fit agrees with its files: best trial, similarities by step and metric, files written."""
     assert run(prepared, monkeypatch, "fit", ".", "--candidates", "2", "--json") == 0
 
     found = json.loads(capsys.readouterr().out)
@@ -161,8 +161,8 @@ def test_figures_of_a_fit(prepared, capsys, monkeypatch):
     assert all((prepared / path).exists() for path in found["written"])
 
 
-def test_figures_of_a_merge(prepared, capsys, monkeypatch):
-    """What `merge --json` tells of the file is so."""
+def test_json_of_a_merge_agrees_with_its_file(prepared, capsys, monkeypatch):
+    """The JSON of a merge agrees with the merged file."""
     assert run(prepared, monkeypatch, "merge", "finished.yaml", "-o", "m.safetensors", "--dtype", "fp32", "--json") == 0
 
     found = json.loads(capsys.readouterr().out)
@@ -174,7 +174,7 @@ def test_figures_of_a_merge(prepared, capsys, monkeypatch):
 
 
 def test_exports_leave_hashes_out(prepared, arguments, capsys, monkeypatch):
-    """Other tools are told the file's name, without the hash that the recipe has after it."""
+    """Exports contain the file's name without the hash that follows it in the recipe."""
     assert run(prepared, monkeypatch, *arguments("export")) == 0
 
     exported = (prepared / "exported.mecha").read_text(encoding="utf-8")
@@ -183,7 +183,7 @@ def test_exports_leave_hashes_out(prepared, arguments, capsys, monkeypatch):
 
 
 def test_exit_codes(prepared, tmp_path, blockfit):
-    """0 done; 1 what is not the input's fault, here a table that cannot be written; 2 bad input; JSON at 0 and 1."""
+    """The exit code is 0 if done, 1 if a table cannot be written, 2 for bad input; JSON is printed with 0 and 1."""
     study = tmp_path / "study"
     (study / "trials.csv").mkdir(parents=True)
     (study / "study.yaml").write_text(
@@ -209,8 +209,8 @@ def test_exit_codes(prepared, tmp_path, blockfit):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to one process")
-def test_interrupted_with_json(prepared, tmp_path):
-    """Ctrl-C leaves 130, and the JSON tells what was found until then."""
+def test_an_interrupted_fit_prints_json(prepared, tmp_path):
+    """Ctrl-C gives exit code 130, and the JSON has the results until then."""
     for name in ("recipe.yaml", "study.yaml"):
         text = (prepared / name).read_text(encoding="utf-8").replace("trials: 3", "trials: 100000")
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -222,12 +222,12 @@ def test_interrupted_with_json(prepared, tmp_path):
     wait_for(lambda: log.exists() and log.read_text(encoding="utf-8").count("COMPLETE") > 2)
     process.send_signal(signal.SIGINT)
     try:
-        told, problems = process.communicate(timeout=PATIENCE)
+        printed, problems = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
 
     assert process.returncode == 130
-    found = json.loads(told)
+    found = json.loads(printed)
     assert found["interrupted"] is True
     assert found["searches"][0]["completed"] > 2
     assert len(problems.splitlines()) == 1

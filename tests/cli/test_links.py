@@ -1,4 +1,4 @@
-"""A stranger's folder full of links: nothing is written, appended to, locked or deleted where they lead."""
+"""Links in an untrusted folder: no command writes, appends to, locks or deletes the files that they lead to."""
 
 import json
 import os
@@ -43,7 +43,7 @@ RULE = "a study's files are written into its own folder only: replace it with a 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, write_sd1: Write) -> Path:
-    """A base, a finetune and their merge."""
+    """Return a folder with a base, a finetune and their merge."""
     folder = tmp_path_factory.mktemp("models")
     base = write_sd1(folder / "base.safetensors")
     one = write_sd1(folder / "one.safetensors", seed=1, around=base, distance=0.03)
@@ -54,7 +54,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, write_sd1: Write) -> Path:
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
-    """A study that was fitted, its models and its recipe links, as people keep them."""
+    """Return the folder of a fitted study whose models and recipe are links."""
     folder = tmp_path_factory.mktemp("fitted") / "study"
     elsewhere = tmp_path_factory.mktemp("recipes") / "clone.yaml"
     elsewhere.write_text(RECIPE, encoding="utf-8")
@@ -70,7 +70,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
 
 @pytest.fixture
 def study(tmp_path: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that."""
+    """Return a copy of the fitted study."""
     monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(fitted, tmp_path / "study", symlinks=True))
@@ -78,7 +78,7 @@ def study(tmp_path: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
-    """A file elsewhere that must stay as it is, to the byte and to the nanosecond, and alone in its folder."""
+    """Yield a file elsewhere; afterwards its bytes, its time in nanoseconds and its folder must be unchanged."""
     folder = tmp_path / "home"
     folder.mkdir()
     path = folder / ".profile"
@@ -92,7 +92,7 @@ def victim(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command; gives its exit code and the lines on stdout and stderr."""
+    """Return a function that runs the command and returns its exit code and its lines on stdout and stderr."""
 
     def run(*arguments: object) -> tuple[int, list[str], list[str]]:
         with pytest.raises(SystemExit) as left:
@@ -104,7 +104,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 def link(path: Path, target: Path) -> Path:
-    """Make a symbolic link, where users may."""
+    """Make a symbolic link, or skip the test if users may not."""
     try:
         path.symlink_to(target, target_is_directory=target.is_dir())
     except (OSError, NotImplementedError):
@@ -113,7 +113,7 @@ def link(path: Path, target: Path) -> Path:
 
 
 def state_of(folder: Path) -> dict[Path, object]:
-    """What is in a folder: where links lead, and when files were written."""
+    """Return the target of every link and the modification time of every file below a folder."""
     return {
         path: os.readlink(path) if path.is_symlink() else path.stat().st_mtime_ns  # noqa: PTH115
         for path in folder.rglob("*")
@@ -122,7 +122,7 @@ def state_of(folder: Path) -> dict[Path, object]:
 
 
 def refused(run: Run, folder: Path, *arguments: object) -> list[str]:
-    """The lines with which the command refuses, nothing written into the folder."""
+    """Return the lines with which the command refuses, and check that the folder is unchanged."""
     before = state_of(folder)
     code, out, err = run(*arguments)
     assert (code, out) == (2, [])
@@ -131,7 +131,7 @@ def refused(run: Run, folder: Path, *arguments: object) -> list[str]:
     return err
 
 
-# Everything that blockfit writes into a study's folder by a name of its own.
+# All files and folders that blockfit writes into a study's folder under names that it chooses.
 REPLACED = (
     *("best.yaml", "best.simple.yaml", "candidate-2.yaml", "candidate-17.yaml", "trials.csv", "report.html"),
     *("statistics.safetensors", "plots/alphas.png", "plots/mine.png", "study.old.db", "study.old-2.db"),
@@ -154,7 +154,7 @@ COMMANDS = {
 
 
 def put(study: Path, name: str, victim: Path, make: Callable[[Path, Path], object] = link) -> Path:
-    """Put a link that leads to the victim, or to its folder, in the place of what has this name."""
+    """Replace the file or folder `name` of a study with a link to the victim or its folder; return its path."""
     path = study / name
     if path.is_dir():
         shutil.rmtree(path)
@@ -165,8 +165,8 @@ def put(study: Path, name: str, victim: Path, make: Callable[[Path, Path], objec
 
 
 @pytest.mark.parametrize("name", [*REPLACED, *OPENED, *FOLDERS])
-def test_links_in_a_study(study: Path, victim: Path, run: Run, name: str) -> None:
-    """A name that any command writes is no link; the line says which is one, where to, and what would be right."""
+def test_links_in_a_study_are_refused(study: Path, victim: Path, run: Run, name: str) -> None:
+    """A link in place of a file that any command writes is refused with both paths and a remedy."""
     path = put(study, name, victim)
 
     (line,) = refused(run, study, "fit", study)
@@ -178,8 +178,10 @@ def test_links_in_a_study(study: Path, victim: Path, run: Run, name: str) -> Non
 
 @pytest.mark.parametrize("names", [(*REPLACED, *OPENED), FOLDERS], ids=["files", "folders"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command(study: Path, victim: Path, run: Run, command: str, names: tuple[str, ...]) -> None:
-    """Every command on a study refuses every such link, all of them at once, a line each."""
+def test_every_command_refuses_all_links(
+    study: Path, victim: Path, run: Run, command: str, names: tuple[str, ...]
+) -> None:
+    """Every command on a study refuses all such links at once, with a line for each."""
     paths = [put(study, name, victim) for name in names]
 
     lines = refused(run, study, *COMMANDS[command](study))
@@ -188,8 +190,8 @@ def test_every_command(study: Path, victim: Path, run: Run, command: str, names:
 
 
 @pytest.mark.parametrize("name", [*REPLACED, *OPENED, *FOLDERS])
-def test_links_to_nothing(study: Path, tmp_path: Path, run: Run, name: str) -> None:
-    """So it is where nothing is there yet: writing would make it."""
+def test_dangling_links_are_refused(study: Path, tmp_path: Path, run: Run, name: str) -> None:
+    """A link to a missing file is refused, because writing would create that file."""
     path = put(study, name, tmp_path / "home" / "new", link)
 
     (line,) = refused(run, study, "fit", study)
@@ -198,8 +200,8 @@ def test_links_to_nothing(study: Path, tmp_path: Path, run: Run, name: str) -> N
     assert not (tmp_path / "home").exists()
 
 
-def test_a_link_within_the_folder(study: Path, run: Run) -> None:
-    """A link that leads to another file of the same folder is refused as well: that would be replaced."""
+def test_a_link_within_the_folder_is_refused(study: Path, run: Run) -> None:
+    """A link to another file of the same folder is refused, because writing would replace that file."""
     (study / "best.yaml").unlink()
     link(study / "best.yaml", Path("study.yaml"))
 
@@ -208,8 +210,8 @@ def test_a_link_within_the_folder(study: Path, run: Run) -> None:
     assert "best.yaml: is a symbolic link to study.yaml; " in line
 
 
-def test_a_folder_that_is_a_link(study: Path, tmp_path: Path, run: Run) -> None:
-    """A study's folder may be a link itself, and what is read in it too: fits, simplifies and reports go on."""
+def test_a_folder_may_be_a_link(study: Path, tmp_path: Path, run: Run) -> None:
+    """A study's folder and the files that are only read may be links: all commands run."""
     mine = link(tmp_path / "mine", study)
     assert (study / "recipe.yaml").is_symlink()
     assert (study / "base.safetensors").is_symlink()
@@ -225,11 +227,11 @@ def test_a_folder_that_is_a_link(study: Path, tmp_path: Path, run: Run) -> None:
 
 
 class TestHardLinks:
-    """Files with a second name elsewhere."""
+    """Hard links: files with a second name elsewhere."""
 
     @staticmethod
     def make(path: Path, target: Path) -> None:
-        """Give a file another name."""
+        """Make a hard link, or skip the test if users may not."""
         try:
             os.link(target, path)
         except OSError:
@@ -237,16 +239,18 @@ class TestHardLinks:
 
     @pytest.mark.parametrize("name", OPENED)
     @pytest.mark.parametrize("command", ["fit", "status", "report"])
-    def test_opened(self, study: Path, victim: Path, run: Run, command: str, name: str) -> None:
-        """What is written into as it stands would change under its other name: refused."""
+    def test_hard_links_to_opened_files_are_refused(
+        self, study: Path, victim: Path, run: Run, command: str, name: str
+    ) -> None:
+        """A hard link to a file that is written in place is refused, because its other name would change."""
         path = put(study, name, victim, self.make)
 
         (line,) = refused(run, study, *COMMANDS[command](study))
 
         assert line == f"blockfit: {path}: is a hard link, one of 2 names of one file; {RULE[:-6]}a copy"
 
-    def test_replaced(self, study: Path, victim: Path, run: Run) -> None:
-        """What is replaced as a whole leaves the other name alone: a fit may go on."""
+    def test_hard_links_to_replaced_files_are_allowed(self, study: Path, victim: Path, run: Run) -> None:
+        """A hard link to a file that is replaced as a whole is allowed: its other name stays unchanged."""
         for name in ("best.yaml", "trials.csv", "statistics.safetensors", "report.html"):
             put(study, name, victim, self.make)
         with pytest.warns(BlockfitWarning, match=r"statistics\.safetensors: cannot be used: not a checkpoint"):
@@ -259,8 +263,8 @@ class TestHardLinks:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
 @pytest.mark.parametrize("name", ["fit.log", "study.db", "study.db-journal", "study.db.workers/turn.lock"])
-def test_pipes(study: Path, run: Run, name: str) -> None:
-    """A pipe in the place of a file, which nobody would ever read from, is refused and not waited for."""
+def test_pipes_are_refused(study: Path, run: Run, name: str) -> None:
+    """A pipe in place of a file is refused; opening it would wait forever."""
     path = study / name
     path.unlink(missing_ok=True)
     path.parent.mkdir(exist_ok=True)
@@ -288,8 +292,8 @@ OUTPUTS = {
 
 @pytest.mark.parametrize("place", ["", "mine/"])
 @pytest.mark.parametrize("command", OUTPUTS)
-def test_outputs_in_a_study(study: Path, victim: Path, run: Run, command: str, place: str) -> None:
-    """An output that the user names within a study's folder goes through no link either, nor through a folder's."""
+def test_outputs_in_a_study_follow_no_link(study: Path, victim: Path, run: Run, command: str, place: str) -> None:
+    """An output inside a study's folder is refused if it, or a folder on its path, is a link."""
     (study / "article.txt").write_text("A x 0.5 + B x 0.5 = C", encoding="utf-8")
     arguments = OUTPUTS[command](study, study / f"{place}out")
     path = study / f"{place}out{Path(str(arguments[-1])).suffix}"
@@ -306,8 +310,10 @@ def test_outputs_in_a_study(study: Path, victim: Path, run: Run, command: str, p
 
 
 @pytest.mark.parametrize("command", ["merge", "export", "import", "simplify", "preview"])
-def test_outputs_beside_a_recipe(study: Path, victim: Path, tmp_path: Path, run: Run, command: str) -> None:
-    """So in a folder where there is no study, but the recipe that somebody gave away."""
+def test_outputs_beside_a_recipe_follow_no_link(
+    study: Path, victim: Path, tmp_path: Path, run: Run, command: str
+) -> None:
+    """An output beside a recipe is refused if it is a link, also in a folder without a study."""
     (study / "article.txt").write_text("A x 0.5 + B x 0.5 = C", encoding="utf-8")
     given = tmp_path / "given"
     given.mkdir()
@@ -326,8 +332,8 @@ def test_outputs_beside_a_recipe(study: Path, victim: Path, tmp_path: Path, run:
 
 
 @pytest.mark.parametrize("command", ["merge", "export", "report"])
-def test_outputs_elsewhere(study: Path, tmp_path: Path, run: Run, command: str) -> None:
-    """Outside of studies links are the user's own: they stay, and what they lead to is replaced."""
+def test_outputs_elsewhere_follow_links(study: Path, tmp_path: Path, run: Run, command: str) -> None:
+    """Outside of studies a link is kept, and the file that it leads to is replaced."""
     suffix = Path(str(OUTPUTS[command](study, "out")[-1])).suffix
     real = tmp_path / f"real{suffix}"
     real.write_bytes(b"old")
@@ -339,8 +345,8 @@ def test_outputs_elsewhere(study: Path, tmp_path: Path, run: Run, command: str) 
     assert len(real.read_bytes()) > 10
 
 
-def test_a_log_elsewhere(study: Path, tmp_path: Path) -> None:
-    """A log that the user links to is appended to, outside of studies."""
+def test_a_log_elsewhere_may_be_a_link(study: Path, tmp_path: Path) -> None:
+    """Outside of studies a log may be a link: its target gets the lines."""
     real = tmp_path / "real.jsonl"
     with open_fit_log(study / "fit.log", link(tmp_path / "log.jsonl", real)) as log:
         log.warn("x")
@@ -361,8 +367,10 @@ SECRETS = {
 
 @pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("place", ["recipe.yaml", "study.yaml", "presets.txt", "prompts.txt", "base.safetensors"])
-def test_reading_gives_nothing_away(tmp_path: Path, models: Path, run: Run, place: str, name: str) -> None:
-    """A link that has a private file read: what is said of it, which people pass on, holds nothing of the file."""
+def test_messages_contain_nothing_of_private_files(
+    tmp_path: Path, models: Path, run: Run, place: str, name: str
+) -> None:
+    """If a link leads to a private file, the error contains nothing of the file."""
     (tmp_path / "private").write_text(SECRETS[name], encoding="utf-8")
     folder = tmp_path / "given"
     shutil.copytree(models, folder)
@@ -382,12 +390,14 @@ def test_reading_gives_nothing_away(tmp_path: Path, models: Path, run: Run, plac
 
 
 class TestFirstStudies:
-    """Folders that are yet to be studies."""
+    """Commands and functions that write a first study."""
 
     @pytest.mark.parametrize("name", ["recipe.yaml", "study.yaml"])
     @pytest.mark.parametrize("dangling", [True, False])
-    def test_init(self, models: Path, victim: Path, tmp_path: Path, run: Run, name: str, dangling: bool) -> None:
-        """`init` writes through no link, whether there is anything behind it or not."""
+    def test_init_follows_no_link(
+        self, models: Path, victim: Path, tmp_path: Path, run: Run, name: str, dangling: bool
+    ) -> None:
+        """`init` refuses a link in place of its files, whether the link dangles or not."""
         folder = tmp_path / "mine"
         folder.mkdir()
         link(folder / name, victim.parent / "new" if dangling else victim)
@@ -397,8 +407,8 @@ class TestFirstStudies:
         assert f"{folder / name}: is a symbolic link to " in lines[0]
 
     @pytest.mark.parametrize("name", ["recipe.yaml", "study.yaml"])
-    def test_new_study(self, models: Path, victim: Path, tmp_path: Path, name: str) -> None:
-        """Nor does `new_study`."""
+    def test_new_study_follows_no_link(self, models: Path, victim: Path, tmp_path: Path, name: str) -> None:
+        """`new_study` refuses a link in place of its files."""
         folder = tmp_path / "mine"
         folder.mkdir()
         link(folder / name, victim.parent / "new")
@@ -410,8 +420,8 @@ class TestFirstStudies:
         assert [path.name for path in folder.iterdir()] == [name]
 
     @pytest.mark.parametrize("name", ["target.safetensors", "models", "attention/study.yaml", "digits.png", "answer"])
-    def test_demo(self, victim: Path, tmp_path: Path, run: Run, name: str) -> None:
-        """Nor does the demo copy its family through one."""
+    def test_demo_follows_no_link(self, victim: Path, tmp_path: Path, run: Run, name: str) -> None:
+        """The demo does not copy its family through a link."""
         folder = tmp_path / "demo"
         (folder / "attention").mkdir(parents=True)
         link(folder / name, victim.parent / "new")
@@ -420,10 +430,10 @@ class TestFirstStudies:
 
 
 class TestWhileAFitRuns:
-    """Links that come after the folder was looked at."""
+    """Links that appear after the folder was checked."""
 
-    def test_log(self, study: Path, victim: Path) -> None:
-        """A line is not appended to what a log has become; the work goes on, and says so."""
+    def test_a_log_that_became_a_link_is_left_alone(self, study: Path, victim: Path) -> None:
+        """A line is not appended to a log that became a link; a warning is given and the work goes on."""
         with open_fit_log(study / "fit.log") as log:
             log.warn("before")
             put(study, "fit.log", victim)
@@ -431,8 +441,8 @@ class TestWhileAFitRuns:
                 log.warn("after")
 
     @pytest.mark.parametrize("name", ["best.yaml", "plots/alphas.png"])
-    def test_results(self, study: Path, victim: Path, name: str) -> None:
-        """A file is not replaced through a link, whoever asks for it."""
+    def test_results_follow_no_link(self, study: Path, victim: Path, name: str) -> None:
+        """`replace_text` refuses to replace a file through a link."""
         path = put(study, name, victim)
 
         with pytest.raises(InputError, match="is a symbolic link to"):
@@ -442,10 +452,10 @@ class TestWhileAFitRuns:
 
 
 def make_hot_journal(database: Path, super_journal: Path) -> Path:
-    """A journal beside a database that SQLite rolls back when it opens that, and that names another journal.
+    """Write a journal that SQLite rolls back when it opens the database, and that names a super-journal.
 
-    As https://sqlite.org/fileformat2.html#the_rollback_journal has it; the name stands at the end as os_unix.c and
-    pager.c write it. SQLite deletes the journal that is named when no database needs it any more.
+    The format is that of https://sqlite.org/fileformat2.html#the_rollback_journal; the name follows the pages, as
+    os_unix.c and pager.c write it. SQLite deletes the super-journal when no database needs it any more.
     """
     magic = bytes.fromhex("d9d505f920a163d7")
     content = database.read_bytes()
@@ -464,8 +474,8 @@ def make_hot_journal(database: Path, super_journal: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", ["fit", "two workers", "status", "report", "dashboard"])
-def test_a_journal_that_deletes(study: Path, victim: Path, run: Run, command: str) -> None:
-    """A journal of SQLite that has another file deleted when the database is opened is refused."""
+def test_a_journal_that_deletes_another_file_is_refused(study: Path, victim: Path, run: Run, command: str) -> None:
+    """A journal that makes SQLite delete another file when it opens the database is refused."""
     make_hot_journal(study / "study.db", victim)
 
     (line,) = refused(run, study, *COMMANDS[command](study))
@@ -473,20 +483,20 @@ def test_a_journal_that_deletes(study: Path, victim: Path, run: Run, command: st
     assert "study.db-journal: names another file, which opening the database would delete" in line
 
 
-def test_what_sqlite_does_with_such_a_journal(study: Path, tmp_path: Path) -> None:
-    """The test before would fail without the refusal: SQLite itself deletes what the journal names."""
-    other = tmp_path / "other"
-    other.write_bytes(PRECIOUS)
-    journal = make_hot_journal(study / "study.db", other)
+def test_sqlite_deletes_the_file_that_a_journal_names(study: Path, tmp_path: Path) -> None:
+    """Without the refusal the test above would fail: SQLite itself deletes the file that the journal names."""
+    named = tmp_path / "named"
+    named.write_bytes(PRECIOUS)
+    journal = make_hot_journal(study / "study.db", named)
     with closing(sqlite3.connect(study / "study.db")) as database:
         database.execute("select count(*) from trials").fetchall()
 
-    assert not other.exists()
+    assert not named.exists()
     assert not journal.exists()
 
 
-def test_a_journal_of_a_crash(study: Path, run: Run) -> None:
-    """A journal that a killed process left, which names no other, is rolled back as ever."""
+def test_a_journal_of_a_crash_is_rolled_back(study: Path, run: Run) -> None:
+    """A journal of a killed process, which names no super-journal, is rolled back as usual."""
     journal = make_hot_journal(study / "study.db", study)
     content = journal.read_bytes()
     journal.write_bytes(content[: content.rindex(os.fsencode(study)) - 4])
@@ -496,14 +506,14 @@ def test_a_journal_of_a_crash(study: Path, run: Run) -> None:
 
 
 class TestPieces:
-    """The functions that decide."""
+    """The functions that check links."""
 
-    def test_nothing_is_there(self, tmp_path: Path) -> None:
-        """What is not there yet may be written."""
+    def test_missing_files_may_be_written(self, tmp_path: Path) -> None:
+        """Files and folders that do not exist yet may be written."""
         refuse_links(tmp_path, replaced=[tmp_path / "a" / "b"], opened=[tmp_path / "c"], folders=[tmp_path / "d"])
 
     def test_the_nearest_study_counts(self, tmp_path: Path) -> None:
-        """A study in a folder that is a link, within the folder of another study, is one of its own."""
+        """A study may contain a link to another study's folder, whose outputs belong to that study."""
         for name in ("work", "disk"):
             (tmp_path / name).mkdir()
             (tmp_path / name / "study.yaml").touch()
@@ -516,8 +526,8 @@ class TestPieces:
             check_output(tmp_path / "work" / "drawn" / "sheet.png")
 
     @pytest.mark.skipif(sys.platform != "win32", reason="junctions are Windows'")
-    def test_junctions(self, tmp_path: Path) -> None:
-        """A junction, which needs no rights to be made, is a link as any other."""
+    def test_junctions_are_links(self, tmp_path: Path) -> None:
+        """A junction, which any user may make, is refused like a symbolic link."""
         import _winapi
 
         (tmp_path / "elsewhere").mkdir()
@@ -526,10 +536,10 @@ class TestPieces:
         with pytest.raises(InputError, match="plots: is a symbolic link to"):
             refuse_links(tmp_path, folders=[tmp_path / "plots"])
 
-    def test_modes(self, study: Path) -> None:
-        """A log that is new has the rights that any new file has."""
+    def test_a_new_log_has_the_usual_mode(self, study: Path) -> None:
+        """A new log has the permissions of any new file."""
         with open_fit_log(study / "fit.log") as log:
             log.warn("x")
-        (study / "other").touch()
+        (study / "plain").touch()
 
-        assert stat.S_IMODE((study / "fit.log").stat().st_mode) == stat.S_IMODE((study / "other").stat().st_mode)
+        assert stat.S_IMODE((study / "fit.log").stat().st_mode) == stat.S_IMODE((study / "plain").stat().st_mode)

@@ -1,4 +1,4 @@
-"""What a user sees of a long study: status, the log for programs, the progress bar."""
+"""Following a long study: the command `status`, the log in JSON lines and the live table."""
 
 import json
 import os
@@ -36,7 +36,7 @@ stages:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Writes a study of two searches over the demo's family."""
+    """Return a function that writes a study of two searches of the demo's models."""
 
     def write(sampler="random"):
         path = tmp_path / "study"
@@ -50,8 +50,8 @@ def folder(tmp_path):
     return write
 
 
-def test_status(folder, blockfit):
-    """`status` tells what ran, what is left, the best of each search, the time of a trial and who is at it."""
+def test_status_has_counts_and_times(folder, blockfit):
+    """`status` shows each search's trials by state, its best trial and the seconds per trial, and the workers."""
     made = folder()
     loaded = load_study(made)
     fit(loaded.with_trials(3))
@@ -61,9 +61,9 @@ def test_status(folder, blockfit):
         database.execute(f"update trials set state = 'FAIL' {last}")  # noqa: S608
         database.commit()
 
-    told = json.loads(blockfit("status", made, "--json").stdout)
+    status = json.loads(blockfit("status", made, "--json").stdout)
 
-    first, both = told["searches"]
+    first, both = status["searches"]
     trials = optuna.load_study(study_name="first", storage=sqlite_url(made / "study.db")).trials
     spent = [(trial.datetime_complete - trial.datetime_start).total_seconds() for trial in trials]
     assert (first["search"], first["step"], first["completed"], first["failed"], first["budget"]) == (
@@ -74,15 +74,15 @@ def test_status(folder, blockfit):
     ends = [trial.datetime_complete for trial in trials]
     assert first["seconds_left"] == pytest.approx((ends[2] - ends[0]).total_seconds() / 2, rel=0.9)
     assert (both["completed"], both["failed"], both["lost"], both["running"]) == (2, 1, 0, 0)
-    assert (told["workers"], told["seconds_left"], told["ends"]) == ([], None, None)
+    assert (status["workers"], status["seconds_left"], status["ends"]) == ([], None, None)
     shown = blockfit("status", made).stdout
     assert re.search(r"first\s+│ delta\s+│\s+3/4", shown)
     assert "in all: 5 of 9 trials" in shown
     assert "workers: none; `blockfit fit` continues" in shown
 
 
-def test_log_file(folder, tmp_path, blockfit):
-    """Every line of --log-file is JSON with a time; trials come with all that is known of them, also when resumed."""
+def test_log_file_has_json_lines(folder, tmp_path, blockfit):
+    """Every line of --log-file is JSON with a time, and has all figures of a trial; a resumed fit appends."""
     made, log = folder(), tmp_path / "fit.jsonl"
     done = blockfit("fit", made, "--log-file", log)
     assert done.returncode == 0, done.stderr
@@ -120,8 +120,8 @@ class _Gadget:
         return open, (str(self.path), "w")
 
 
-def test_database_from_a_stranger(folder, tmp_path, blockfit):
-    """A study.db whose CMA-ES state would run code when it is unpickled is refused in a line, and runs nothing."""
+def test_an_untrusted_database_runs_no_code(folder, tmp_path, blockfit):
+    """A study.db whose CMA-ES state would run code when unpickled is refused in one line, and runs no code."""
     made = folder("cmaes")
     fit(load_study(made).with_trials(2))
     harm = tmp_path / "harm"
@@ -148,8 +148,8 @@ def test_database_from_a_stranger(folder, tmp_path, blockfit):
     assert not harm.exists()
 
 
-def test_live_table(folder, tmp_path):
-    """On a terminal a table shows trials done, the best and seconds per trial, and gives way where that is narrow."""
+def test_live_table_fits_the_terminal(folder, tmp_path):
+    """On a terminal a table shows completed trials, the best and seconds per trial, and fits a narrow terminal."""
     if shutil.which("script") is None:
         pytest.skip("needs util-linux's script for a terminal")
     made = folder()

@@ -1,10 +1,10 @@
-"""What the four fuzzers share: coverage-guided mutation of good inputs by atheris, one input a file on disk.
+"""Runs a fuzzer: atheris mutates valid inputs, guided by coverage, and writes each input to a file.
 
-The property is the same for all: a reader returns, or raises InputError whose lines are single and printable, within
-seconds and a bounded memory. Anything else is a finding: atheris writes the input to a file named crash-, timeout- or
-oom-, and the input belongs into a test, as small as it can be made.
+All four fuzzers check one property: a reader returns, or raises InputError whose problems are single printable lines,
+within two seconds and 3 GB of memory. atheris writes an input that violates it to a file named crash-, timeout- or
+oom-; reduce the input and add it to a test.
 
-    pip install atheris            # not among blockfit's dependencies; `make fuzz` does it
+    pip install atheris            # no dependency of blockfit; `make fuzz` installs it
     python tests/fuzzing/recipe_yaml.py --seconds 600
 """
 
@@ -17,27 +17,31 @@ from pathlib import Path
 import atheris
 
 _SECONDS_AN_INPUT = 2
-_MEGABYTES = 3000  # torch alone takes some 500
+_MEGABYTES = 3000  # torch alone takes about 500
 
 
 def fuzz(
     read: Callable[[Path], object], seeds: Iterable[bytes], words: Iterable[str], *, suffix: str, longest: int
 ) -> None:
-    """Run `read` on files of at most `longest` bytes that begin as `seeds`; `words` are worth being put in anywhere."""
+    """Run `read` on mutations of `seeds` of at most `longest` bytes, into which `words` are inserted."""
     from optimizer.errors import InputError
 
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
-    parser.add_argument("--seconds", type=int, default=600, help="how long to run; default 600")
-    parser.add_argument("--corpus", type=Path, help="keep what was found interesting here, and begin with it")
-    parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0 takes another every time")
-    parser.add_argument("inputs", nargs="*", help="files to read once each instead, such as crash-...")
+    parser.add_argument("--seconds", type=int, default=600, help="seconds to run; default 600")
+    parser.add_argument(
+        "--corpus", type=Path, help="start from the inputs in this folder and add those that reach new code"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of the mutations; 0 draws a new one for each run"
+    )
+    parser.add_argument("inputs", nargs="*", help="files to read once each, without mutations, for example crash-...")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         file = folder / f"input{suffix}"
 
-        def one(data: bytes) -> None:
+        def read_input(data: bytes) -> None:
             file.write_bytes(data)
             try:
                 read(file)
@@ -66,7 +70,7 @@ def fuzz(
             f"-dict={dictionary}",
             "-print_final_stats=1",
         ]
-        atheris.Setup([sys.argv[0], *flags, *(options.inputs or [str(corpus)])], one)
+        atheris.Setup([sys.argv[0], *flags, *(options.inputs or [str(corpus)])], read_input)
         atheris.Fuzz()
 
 

@@ -1,4 +1,4 @@
-"""Fuzz the import: `import_text` of notation and of other tools' files, and what it gives printed and read again."""
+"""Fuzz `import_text` with notation and other tools' files; the recipe must survive writing and reading."""
 
 import json
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ WORDS = [
 
 
 def seeds() -> Iterator[bytes]:
-    """Texts in each of the ways that are understood, the case files, and the article's."""
+    """Yield texts in every supported notation, the case files and parts of the article."""
     yield from (text.encode() for text in TEXTS)
     yield from (path.read_bytes() for path in sorted((ROOT / "tests" / "interchange" / "cases").iterdir()))
     yield "﻿".encode("utf-16") + TEXTS[0].encode("utf-16-le")
@@ -59,7 +59,7 @@ def seeds() -> Iterator[bytes]:
 
 
 def read(path: Path) -> None:
-    """Read the text; what is printed of it must be read as the same recipe."""
+    """Import the text, and check that the written notation is read as the same recipe."""
     recipe = import_text(path).recipe
     again = read_notation(write_notation(recipe))
     assert again.recipe == recipe

@@ -1,4 +1,4 @@
-"""Fuzz the YAML of recipes and studies: `load_recipe`, what it gives written and read again, and `load_study`."""
+"""Fuzz the YAML of recipes and studies: `load_recipe`, writing and reading the recipe again, and `load_study`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +37,7 @@ WORDS = [
 
 
 def seeds() -> Iterator[bytes]:
-    """Recipes and studies that are in order; the first byte says which of the two it is."""
+    """Yield valid recipes and studies; the first byte is R for a recipe and S for a study."""
     for path in (*ROOT.glob("configs/*.yaml"), *ROOT.glob("studies/demo/**/recipe.yaml")):
         yield b"R" + path.read_bytes()
     yield b"R" + RECIPE.encode()
@@ -47,7 +47,7 @@ def seeds() -> Iterator[bytes]:
 
 
 def read(path: Path) -> None:
-    """Read the file as what its first byte says."""
+    """Read the file as a recipe or a study, by its first byte."""
     content = path.read_bytes()
     if content.startswith(b"S"):
         (path.parent / "recipe.yaml").write_text(RECIPE)

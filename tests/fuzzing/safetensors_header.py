@@ -1,4 +1,4 @@
-"""Fuzz the header of safetensors files: `open_checkpoint` on a file, and every tensor that it then names read."""
+"""Fuzz the header of safetensors files: open the file and read every tensor that its header lists."""
 
 import json
 import struct
@@ -39,13 +39,13 @@ WORDS = [
 
 
 def file_with(header: object, data: int) -> bytes:
-    """What `read` makes a safetensors file of, with this header and `data` bytes of tensors: its length always fits."""
+    """Return an input of which `read` makes a file with this header, its length, and `data` bytes of tensors."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return b"H" + bytes([data]) + text
 
 
 def seeds() -> Iterator[bytes]:
-    """Files that are in order, and some that nearly are; those that do not begin with H are files as they stand."""
+    """Yield valid and slightly damaged files: headers after the byte H, and complete files without it."""
     for dtype, size in DTYPES.items():
         entry = {"dtype": dtype, "shape": [2, 3], "data_offsets": [0, 6 * size]}
         yield file_with({"a": entry, "b": {**entry, "data_offsets": [6 * size, 12 * size]}}, 12 * size)
@@ -61,7 +61,7 @@ def seeds() -> Iterator[bytes]:
 
 
 def read(path: Path) -> None:
-    """Open the file and read what it says it holds."""
+    """Open the file and read every tensor that its header lists."""
     given = path.read_bytes()
     if given.startswith(b"H") and len(given) > 1:
         path.write_bytes(struct.pack("<Q", len(given) - 2) + given[2:] + bytes(given[1]))

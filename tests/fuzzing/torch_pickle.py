@@ -1,4 +1,4 @@
-"""Fuzz the pickles of torch files: `open_checkpoint` on a file, and every tensor that it then names read twice."""
+"""Fuzz the pickles of torch files: open the file and read every tensor twice."""
 
 import sys
 from collections.abc import Iterator
@@ -44,15 +44,15 @@ NAMES = [
 
 
 def seeds() -> Iterator[bytes]:
-    """Pickles that are in order: those that begin with Z go into an archive, those with L into an older file."""
+    """Yield valid pickles: after the byte Z those for an archive, after L those for a file of an older torch."""
     for zipped in (True, False):
-        held = storage(count=24, zipped=zipped)
+        stored = storage(count=24, zipped=zipped)
         several = {
-            "a": view(held, 2, sizes(2, 3), sizes(4, 1)),
-            "b": call("torch._utils._rebuild_parameter", view(held), FALSE, HOOKS),
+            "a": view(stored, 2, sizes(2, 3), sizes(4, 1)),
+            "b": call("torch._utils._rebuild_parameter", view(stored), FALSE, HOOKS),
             "c": call(
                 "torch._utils._rebuild_tensor_v3",
-                held,
+                stored,
                 whole(0),
                 sizes(9),
                 sizes(1),
@@ -62,13 +62,13 @@ def seeds() -> Iterator[bytes]:
             ),
             "d": new("pathlib.PosixPath", text("x")) + b"}b",
         }
-        for entries in ({"state_dict": mapping(several)}, {"w": view(held)}, several):
+        for entries in ({"state_dict": mapping(several)}, {"w": view(stored)}, several):
             yield (b"Z" if zipped else b"L") + b"\x80\x02" + mapping(entries) + b"."
     yield b"Z" + b"\x80\x04]\x94" + tuple_of(text("a"), whole(2**62)) + b"a."
 
 
 def read(path: Path) -> None:
-    """Open the file and read what it says it holds: every time the same, and nothing that is not in it."""
+    """Open the file twice, and check that both read the same tensors, all of whose bytes are in the file."""
     given = path.read_bytes()
     if given.startswith((b"Z", b"L")):
         path.write_bytes((zip_file if given.startswith(b"Z") else legacy_file)(given[1:], {"0": DATA}))
@@ -76,10 +76,10 @@ def read(path: Path) -> None:
     with open_checkpoint(path) as checkpoint, open_checkpoint(path) as again:
         for name, info in checkpoint.tensors.items():
             tensor = checkpoint.tensor(name)
-            found, other = (bytes(one.reshape(-1).view(dtype=tensor.dtype).numpy().tobytes()) for one in
-                            (tensor, again.tensor(name)))  # fmt: skip
+            found, repeated = (bytes(values.reshape(-1).view(dtype=tensor.dtype).numpy().tobytes()) for values in
+                               (tensor, again.tensor(name)))  # fmt: skip
             assert (tensor.dtype, tuple(tensor.shape)) == (info.dtype, info.shape)
-            assert found == other
+            assert found == repeated
             size = tensor.dtype.itemsize
             assert all(found[place : place + size] in content for place in range(0, len(found), size))
 

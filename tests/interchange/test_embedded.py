@@ -34,7 +34,7 @@ MODELS = {
     B: {"name": "dir/B.ckpt", "legacy_hash": "22222222"},
     C: {"name": "C.safetensors [c3c3c3c3c3]", "legacy_hash": "33333333"},
 }
-# As in formats.md, with other numbers.
+# The metadata as SuperMerger writes them, with other numbers.
 SUPERMERGER = {
     "type": "sd-webui-supermerger",
     "weights_alpha": NUMBERS[1:],

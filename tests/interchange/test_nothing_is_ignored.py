@@ -723,7 +723,7 @@ def test_no_line_takes_long(text):
     assert time.process_time() - started < 2
 
 
-# --- What drawn texts have found --------------------------------------------------------------------------------------
+# --- Regressions found by drawn texts ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("more", [" x B x 2", " + + Z x 0.5", " (((", " & more x 0.3"])
