@@ -7,7 +7,6 @@ import pickle
 import re
 import runpy
 import struct
-import subprocess
 import sys
 import types
 import zipfile
@@ -19,6 +18,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from processes import start_code
 from safetensors.torch import save_file
 
 from optimizer.checkpoints import open_checkpoint
@@ -732,9 +732,7 @@ opened = anonymous()
 total = sum(map(read, checkpoints))
 print(opened - before, anonymous() - before, total)
 """
-    output = subprocess.run(
-        [sys.executable, "-c", program, tmp_path], check=True, capture_output=True, text=True
-    ).stdout
+    output, _ = start_code(program, tmp_path).communicate()
 
     opened, read, total = map(float, output.split())
     assert total == 6 * 28 * 2**20

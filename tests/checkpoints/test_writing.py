@@ -4,7 +4,6 @@
 import json
 import os
 import struct
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import start_code
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
@@ -225,9 +225,9 @@ except InputError as error:
 """
         with tempfile.TemporaryDirectory() as name:  # other users cannot enter pytest's folders
             folder = Path(name).resolve()
-            run = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=True)
+            out, err = start_code(program, folder).communicate()
 
-        assert f"{folder / 'a'}: the folder {folder} cannot be written to (Permission denied)\n" == run.stdout
+        assert (out, err) == (f"{folder / 'a'}: the folder {folder} cannot be written to (Permission denied)\n", "")
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
     def test_too_large_file_is_an_error(self, tmp_path):
@@ -245,12 +245,10 @@ try:
 except CheckpointError as error:
     print(error)
 """
-        run = subprocess.run(
-            [sys.executable, "-c", program, tmp_path / "a"], capture_output=True, text=True, check=True
-        )
+        out, err = start_code(program, tmp_path / "a").communicate()
 
-        assert "the disk is full or the file too large for it: 400,080 bytes are needed" in run.stdout
-        assert "the old file is intact" in run.stdout
+        assert "the disk is full or the file too large for it: 400,080 bytes are needed" in out, err
+        assert "the old file is intact" in out
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
 
 

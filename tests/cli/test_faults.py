@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from waiting import PATIENCE, wait_for
+from processes import start_command
+from waiting import wait_for
 
 from optimizer.recipes import load_recipe
 
@@ -181,12 +182,7 @@ def test_checkpoints_that_go_during_the_search(
     """Checkpoints replaced or deleted during a fit are reported and their hashes not noted; the trials are kept."""
     assert blockfit("inspect", *models.iterdir()).returncode == 0  # so that all hashes are known
     write(study, trials=100000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "optimizer", "fit", str(study)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
+    process = start_command("fit", study)
     log = study / "fit.log"
     try:
         wait_for(lambda: log.exists() and "COMPLETE" in log.read_text(encoding="utf-8"))
@@ -194,12 +190,12 @@ def test_checkpoints_that_go_during_the_search(
         (models / "copy.safetensors").replace(models / "target.safetensors")
         (models / "two.safetensors").unlink()
         process.send_signal(signal.SIGINT)
-        _, problems = process.communicate(timeout=PATIENCE)
+        _, problems = process.communicate()
     finally:
         process.kill()
 
     assert process.returncode == 130
-    two, target, interrupted = problems.decode().splitlines()
+    two, target, interrupted = problems.splitlines()
     rest = "during the fit: the result is of the file as it was before, and best.yaml notes no hash of it"
     assert two == f"blockfit: warning: {models / 'two.safetensors'}: was deleted or moved {rest}"
     assert target == f"blockfit: warning: {models / 'target.safetensors'}: was replaced by another file {rest}"

@@ -3,13 +3,13 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import run_command, start_command
 from safetensors import safe_open
-from waiting import PATIENCE, wait_for
+from waiting import wait_for
 
 from optimizer.cli import main
 
@@ -193,10 +193,7 @@ def test_exit_codes(prepared, tmp_path, blockfit):
 
     done = blockfit("status", prepared, "--json")
     failed = blockfit("fit", study, "--models", prepared, "--json")
-    refused = subprocess.run(
-        [sys.executable, "-m", "optimizer", "status", "nowhere", "--json"],
-        capture_output=True, encoding="utf-8", check=False,
-    )  # fmt: skip
+    refused = run_command("status", "nowhere", "--json")
 
     assert (done.returncode, failed.returncode, refused.returncode) == (0, 1, 2)
     assert json.loads(done.stdout)["searches"]
@@ -214,15 +211,12 @@ def test_an_interrupted_fit_prints_json(prepared, tmp_path):
     for name in ("recipe.yaml", "study.yaml"):
         text = (prepared / name).read_text(encoding="utf-8").replace("trials: 3", "trials: 100000")
         (tmp_path / name).write_text(text, encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "optimizer", "fit", str(tmp_path), "--models", str(prepared), "--json", "-q"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-    )  # fmt: skip
+    process = start_command("fit", tmp_path, "--models", prepared, "--json", "-q")
     log = tmp_path / "fit.log"
     wait_for(lambda: log.exists() and log.read_text(encoding="utf-8").count("COMPLETE") > 2)
     process.send_signal(signal.SIGINT)
     try:
-        printed, problems = process.communicate(timeout=PATIENCE)
+        printed, problems = process.communicate()
     finally:
         process.kill()
 

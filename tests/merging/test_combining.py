@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import start_code
 from safetensors.torch import load_file, save_file
 from step_by_step import merge_by_steps
-from waiting import PATIENCE
 
 from optimizer.checkpoints import SafetensorsWriter, TensorSpec, open_checkpoint, safetensors_writer
 from optimizer.errors import CheckpointError
@@ -135,7 +134,6 @@ def test_threads_of_torch(tmp_path, write_family, before):
     write_family()
     program = """
 import sys, threading, torch
-sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from test_combining import run
 torch.set_num_threads(int(sys.argv[2]))
@@ -146,19 +144,9 @@ thread.start()
 thread.join()
 print(*seen)
 """
-    arguments = [tmp_path, before, Path(__file__).parent]
-    done = start(program, *arguments).communicate(timeout=120)
+    out, err = start_code(program, tmp_path, before).communicate()
 
-    assert done[0].split() == [str(before)] * 2, done[1]
-
-
-def start(program, *arguments):
-    """Start a Python program that can import this package and the tests' shared modules."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    assert out.split() == [str(before)] * 2, err
 
 
 def test_threads_share_no_work_of_torch(tmp_path, write_family, monkeypatch):
@@ -326,16 +314,15 @@ def test_interrupted(tmp_path, write_sd1):
     program = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
 from test_combining import run
 while True:
     run(Path(sys.argv[1]), progress=lambda done, total: print(done, flush=True), output="other.safetensors")
 """
-    merging = start(program, tmp_path, Path(__file__).parent)
-    merging.stdout.readline()
+    merging = start_code(program, tmp_path)
+    merging.wait_for("\n")
     time.sleep(0.2)
     merging.send_signal(signal.SIGINT)
-    _, errors = merging.communicate(timeout=PATIENCE)
+    _, errors = merging.communicate()
 
     assert "KeyboardInterrupt" in errors
     assert merging.returncode != 0

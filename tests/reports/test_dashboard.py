@@ -9,7 +9,6 @@ import signal
 import socket
 import sqlite3
 import struct
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -22,6 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard import wsgi
+from processes import start_command
 from waiting import PATIENCE
 
 from optimizer.errors import StudyError
@@ -43,15 +43,13 @@ def study(finished_fit, tmp_path_factory):
 @contextmanager
 def running(*arguments):
     """Run the command during the with block; yield its first line of output and the process."""
-    command = [sys.executable, "-m", "optimizer", "dashboard", *map(str, arguments)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=None
-    )
+    process = start_command("dashboard", *arguments)
     try:
-        yield process.stdout.readline(), process
+        process.wait_for("\n")
+        yield process.out.splitlines(keepends=True)[0], process
     finally:
         process.kill()
-        process.communicate(timeout=PATIENCE)
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -287,17 +285,16 @@ def test_port_of_http():
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
 def test_json_until_an_interrupt(study):
     """--json prints one object with the address when the server listens; Ctrl-C ends the server silently."""
-    with running(study, "--port", "0", "--json") as (line, process):
-        text = line
-        while "}" not in text:
-            text += process.stdout.readline()
+    with running(study, "--port", "0", "--json") as (_, process):
+        process.wait_for("}\n")
+        text = process.out
         (address,) = json.loads(text).values()
         assert list(json.loads(text)) == ["address"]
         assert b"<html" in get(address)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=PATIENCE)
+        out, err = process.communicate()
 
-    assert (process.returncode, out, err) == (0, "", "")
+    assert (process.returncode, out, err) == (0, text, "")
 
 
 def test_broken_requests_print_nothing(study, tmp_path):
@@ -319,7 +316,7 @@ def test_broken_requests_print_nothing(study, tmp_path):
                 get(f"{address}/{path}")
         assert b"<html" in get(f"{address}/dashboard")
         process.kill()
-        assert process.communicate(timeout=PATIENCE)[1] == ""
+        assert process.communicate()[1] == ""
 
 
 def test_started_twice(address, study, blockfit):

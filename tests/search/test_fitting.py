@@ -3,9 +3,6 @@
 import hashlib
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 
 import optuna
 import pytest
@@ -13,9 +10,9 @@ import torch
 from comparing_trials import essence
 from databases import sqlite_url
 from optuna.trial import TrialState
+from processes import start_code
 from safetensors.torch import load_file
 from step_by_step import block_of, merged_names
-from waiting import PATIENCE
 
 from optimizer.errors import StudyError
 from optimizer.merging import merge
@@ -409,10 +406,10 @@ def test_sigint_leaves_a_study_that_continues(study):
         result = fit(load_study(Path({str(made.folder)!r})), events=FitEvents(finished=finished))
         print("interrupted", result.interrupted)
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "running\n"
+    process = start_code(code)
+    process.wait_for("running\n")
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=PATIENCE)
+    output, _ = process.communicate()
 
     assert process.returncode == 0
     assert "interrupted True" in output

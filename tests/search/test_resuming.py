@@ -1,21 +1,17 @@
 """Studies whose fit is killed at any moment continue as if it had not been."""
 
-import json
-import os
 import random
 import re
 import signal
 import sqlite3
 import subprocess
-import sys
-import textwrap
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import optuna
 import pytest
 from comparing_trials import essence
 from optuna.trial import TrialState
+from processes import start_code
 from waiting import PATIENCE
 
 from optimizer.errors import StudyError
@@ -51,67 +47,24 @@ def folder(write_study, target):
     return write
 
 
-class Forking:
-    """Process with all modules imported, which forks processes that fit and can be killed."""
-
-    _CODE = """
-        import json, os, sys, traceback
+def fit_for(folder, options, seconds=PATIENCE):
+    """Fit in a process, and kill it after these seconds; return whether it was killed, and its seconds."""
+    start = time.monotonic()
+    process = start_code(f"""
         from pathlib import Path
-        import optuna, torch
+        import optuna
         from optimizer.search import fit
         from optimizer.studies import load_study
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        torch.set_num_threads(1)
-        fit(load_study(Path(sys.argv[1])))
-        for line in sys.stdin:
-            folder, options = json.loads(line)
-            child = os.fork()
-            if child == 0:
-                try:
-                    fit(load_study(Path(folder)), **options)
-                    os._exit(0)
-                except BaseException:
-                    traceback.print_exc()
-                os._exit(1)
-            print(child, flush=True)
-            print(os.waitpid(child, 0)[1], flush=True)
-    """
-
-    def __init__(self, folder):
-        """Start the process with one thread, and fit the study in a folder to import all modules."""
-        command = [sys.executable, "-c", textwrap.dedent(self._CODE), str(folder)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._waiting = ThreadPoolExecutor(1)
-
-    def fit(self, folder, options, seconds):
-        """Fit, and kill the process after these seconds; return whether it was killed, and its seconds."""
-        start = time.monotonic()
-        self._process.stdin.write(json.dumps([str(folder), options]) + "\n")
-        self._process.stdin.flush()
-        child = int(self._process.stdout.readline())
-        ended = self._waiting.submit(self._process.stdout.readline)
-        try:
-            status = int(ended.result(seconds))
-        except TimeoutError:
-            os.kill(child, signal.SIGKILL)
-            status = int(ended.result(PATIENCE))
-        assert status in (0, signal.SIGKILL)
-        return status != 0, time.monotonic() - start
-
-    def close(self):
-        """Stop the process."""
-        self._process.communicate(timeout=PATIENCE)
-        self._waiting.shutdown()
-
-
-@pytest.fixture
-def forking(folder):
-    """A process that forks processes to kill."""
-    if not hasattr(os, "fork"):
-        pytest.skip("Windows cannot fork")
-    process = Forking(folder("first", 1))
-    yield process
-    process.close()
+        fit(load_study(Path({str(folder)!r})), **{options!r})
+    """)
+    try:
+        process.communicate(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), process.err
+    return process.returncode != 0, time.monotonic() - start
 
 
 def trials_in(folder, storage=None):
@@ -142,11 +95,11 @@ def without_lost(trials):
     ],
     ids=str,
 )
-def test_a_killed_search_equals_an_unbroken_one(folder, forking, sampler, options, moments):
+def test_a_killed_search_equals_an_unbroken_one(folder, sampler, options, moments):
     """Kills at random moments lose, repeat or change no finished trial; the result is that of an unbroken run."""
     # The first process takes longer than later ones, so the minimum counts.
-    start = min(forking.fit(folder(f"start {number}", 1, sampler), options, PATIENCE)[1] for number in range(3))
-    _, end = forking.fit(folder("whole", BUDGET, sampler), options, PATIENCE)
+    start = min(fit_for(folder(f"start {number}", 1, sampler), options)[1] for number in range(3))
+    _, end = fit_for(folder("whole", BUDGET, sampler), options)
     whole = fit(load_study(folder("whole", BUDGET, sampler)))
     draw = random.Random(f"{sampler} {options}")  # noqa: S311  moments, not secrets
     kills, amid, left_running, studies = 0, 0, 0, []
@@ -157,7 +110,7 @@ def test_a_killed_search_equals_an_unbroken_one(folder, forking, sampler, option
         finished = {name: [] for name in SEARCHES}
         # Moments from before the first trial to some trial of the first or a later search.
         for _ in range(moments):
-            if not forking.fit(broken, options, draw.uniform(0.5 * start, start + (end - start) / 6))[0]:
+            if not fit_for(broken, options, draw.uniform(0.5 * start, start + (end - start) / 6))[0]:
                 break
             kills += 1
             for name, trials in trials_in(broken).items():
@@ -166,7 +119,7 @@ def test_a_killed_search_equals_an_unbroken_one(folder, forking, sampler, option
                 finished[name] = done
                 left_running += sum(trial.state == TrialState.RUNNING for trial in trials)
             amid += 0 < sum(map(len, finished.values())) < 3 * BUDGET
-        assert not forking.fit(broken, options, PATIENCE)[0]
+        assert not fit_for(broken, options)[0]
         studies.append(broken)
 
     assert options or left_running == 0

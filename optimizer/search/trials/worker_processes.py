@@ -1,10 +1,12 @@
 """Further processes of a fit on this machine, started, watched and stopped by the first process."""
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from ctypes import c_bool
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,6 +16,9 @@ from optimizer.families import register_layout, registered_layouts
 
 __all__ = ["WorkerProcesses", "ignore_interrupts", "should_go_on"]
 
+# Neither method passes on a thread or a GPU context. On Linux a server imports the libraries once and forks each
+# process. Elsewhere each process imports them: Windows cannot fork, and libraries of macOS do not survive a fork.
+_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 # Seconds for a process to finish its trial after a stop; a trial of full-size checkpoints takes about 1 s.
 _GRACE = 60.0
 
@@ -22,7 +27,7 @@ class WorkerProcesses:
     """Further processes that call one function each.
 
     They also end if the process that started them ends without stopping them; see `should_go_on`. Layouts registered
-    in this process are registered in them too.
+    in this process are registered in them too, and they have its environment variables.
 
     Args:
         count: The number of processes.
@@ -32,21 +37,23 @@ class WorkerProcesses:
     """
 
     def __init__(self, count: int, work: Callable[..., None], *arguments: Any) -> None:
-        # Spawned on every system, so that no thread and no GPU context is inherited.
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(_METHOD)
+        context.set_forkserver_preload([work.__module__])
         # Not an Event: a killed process could hold the lock inside it forever.
         self._stop = context.RawValue(c_bool, False)
         self._processes: list[BaseProcess] = [
             context.Process(
                 target=_work,
-                args=(registered_layouts(), work, self._stop, *arguments),
+                # The server keeps the environment of its start.
+                args=(dict(os.environ), registered_layouts(), work, self._stop, *arguments),
                 name=f"worker {number}",
                 daemon=True,
             )
             for number in range(2, count + 2)
         ]
-        for process in self._processes:
-            process.start()
+        with _interrupts_blocked():
+            for process in self._processes:
+                process.start()
 
     def ended(self) -> list[str]:
         """Return a line for each process that has failed since the last call."""
@@ -69,7 +76,28 @@ class WorkerProcesses:
             self._processes = []
 
 
-def _work(layouts: tuple[Path, ...], work: Callable[..., None], stop: c_bool, *arguments: Any) -> None:
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block Ctrl-C in processes started meanwhile, which it would end with a traceback during their imports."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(
+    environment: Mapping[str, str],
+    layouts: tuple[Path, ...],
+    work: Callable[..., None],
+    stop: c_bool,
+    *arguments: Any,
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     for path in layouts:
         register_layout(path)
     work(stop, *arguments)

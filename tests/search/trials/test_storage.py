@@ -5,7 +5,6 @@ import os
 import sqlite3
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from contextlib import closing, nullcontext
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from processes import start_code
 from waiting import PATIENCE
 
 from optimizer.errors import StudyError
@@ -161,8 +161,9 @@ class TestJournal:
             lock.acquire()
             os._exit(9)
         """
-        done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=PATIENCE)
-        assert done.returncode == 9
+        done = start_code(code)
+        done.communicate()
+        assert done.returncode == 9, done.err
         waits = []
         monkeypatch.setattr(time, "sleep", waits.append)
 
@@ -481,7 +482,7 @@ class TestSetAside:
             os._exit(0)
         """
         file = tmp_path / "study.db"
-        subprocess.run([sys.executable, "-c", textwrap.dedent(code), file], check=True)
+        start_code(code, file).communicate()
         assert (tmp_path / "study.db-wal").stat().st_size > 0
 
         aside = set_aside(storage_address(None, tmp_path))
@@ -502,7 +503,7 @@ class TestSetAside:
             database.execute("update trial_user_attributes set value_json = hex(zeroblob(9000))")
             os._exit(0)
         """
-        subprocess.run([sys.executable, "-c", textwrap.dedent(code), made.folder / "study.db"], check=True)
+        start_code(code, made.folder / "study.db").communicate()
         assert (made.folder / "study.db-journal").exists()
 
         assert len(fit(made, fresh=True).searches[0].completed) == 3
