@@ -242,7 +242,9 @@ def follow_pickle(file: BytesIO | mmap) -> tuple[object, dict[str, Storage]]:
     """
     machine = _Machine()
     try:
-        for count, (instruction, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", file))):
+        for count, (instruction, argument, _) in enumerate(
+            pickletools.genops(cast("IO[bytes]", _WithoutEscapes(file)))
+        ):
             if count > _MOST_INSTRUCTIONS:
                 raise PickleRefused(f"has more than {_MOST_INSTRUCTIONS:,} instructions")
             machine.step(instruction.name, argument)
@@ -250,6 +252,24 @@ def follow_pickle(file: BytesIO | mmap) -> tuple[object, dict[str, Storage]]:
     except (IndexError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"its pickle is inconsistent ({type(error).__name__})") from error
     return found, machine.storages
+
+
+class _WithoutEscapes:
+    """File of a pickle whose lines contain no backslash.
+
+    pickletools decodes escapes in lines, although pickle itself does not, and warns of invalid ones.
+    """
+
+    def __init__(self, file: BytesIO | mmap) -> None:
+        self.read, self.tell = file.read, file.tell
+        self._readline = file.readline
+
+    def readline(self) -> bytes:
+        """Return the next line; raise PickleRefused if it contains a backslash."""
+        line = self._readline()
+        if b"\\" in line:
+            raise PickleRefused("has a line with a backslash, which torch.save does not write")
+        return line
 
 
 class _Machine:

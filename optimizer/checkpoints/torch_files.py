@@ -9,7 +9,8 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from lzma import LZMAError
@@ -87,7 +88,7 @@ class TorchFile:
 
 
 def read_torch_zip(path: Path, size: int) -> TorchFile:
-    """Read a zip archive of `torch.save`.
+    """Read a zip archive of `torch.save`; raise CheckpointError if it is broken or refused.
 
     Args:
         path: Path of the file.
@@ -95,24 +96,9 @@ def read_torch_zip(path: Path, size: int) -> TorchFile:
 
     Returns:
         The contents.
-
-    Raises:
-        CheckpointError: The file is broken or refused.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_archive(path, size, archive)
-    except CheckpointError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, LZMAError, struct.error, EOFError) as error:
-        raise CheckpointError(
-            f"{path}: truncated or broken: its zip archive cannot be read ({_first_line(error)}); download it again"
-        ) from error
-    except (ValueError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
-    except PickleRefused as refusal:
-        refused = _refused(path, refusal)
-        raise refused from None
+    with _checkpoint_errors(path), zipfile.ZipFile(path) as archive:
+        return _read_archive(path, size, archive)
 
 
 def read_torch_pickles(path: Path, size: int) -> TorchFile:
@@ -128,29 +114,43 @@ def read_torch_pickles(path: Path, size: int) -> TorchFile:
     Raises:
         CheckpointError: The file is broken or refused.
     """
-    try:
-        # Mapped, because a broken length would make `read` allocate as much memory.
-        with path.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as file:
-            magic, _ = follow_pickle(file)
-            if magic != _MAGIC:
-                raise CheckpointError(f"{path}: not a checkpoint: a pickle, but not one of torch.save")
-            version, _ = follow_pickle(file)
-            if version != _VERSION:
-                raise CheckpointError(f"{path}: not a checkpoint: a torch file of the unknown version {version!r:.40}")
-            follow_pickle(file)  # a description of the machine that wrote it
-            content, storages = follow_pickle(file)
-            keys, _ = follow_pickle(file)
-            starts = _storages_behind(file, storages, keys, size)
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
-    except PickleRefused as refusal:
-        refused = _refused(path, refusal)
-        raise refused from None
+    # Mapped, because a broken length would make `read` allocate as much memory.
+    with (
+        _checkpoint_errors(path),
+        path.open("rb") as opened,
+        mmap(opened.fileno(), 0, access=ACCESS_READ) as file,
+    ):
+        magic, _ = follow_pickle(file)
+        if magic != _MAGIC:
+            raise CheckpointError(f"{path}: not a checkpoint: a pickle, but not one of torch.save")
+        version, _ = follow_pickle(file)
+        if version != _VERSION:
+            raise CheckpointError(f"{path}: not a checkpoint: a torch file of the unknown version {version!r:.40}")
+        follow_pickle(file)  # a description of the machine that wrote it
+        content, storages = follow_pickle(file)
+        keys, _ = follow_pickle(file)
+        starts = _storages_behind(file, storages, keys, size)
     whole = _mapped(path, size)
     data = {key: whole[start : start + storages[key].nbytes] for key, start in starts.items()}
     return TorchFile(content, True, data, starts)
+
+
+@contextmanager
+def _checkpoint_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of a broken or refused file into a CheckpointError with its path."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, LZMAError, struct.error, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: truncated or broken: its zip archive cannot be read ({_first_line(error)}); download it again"
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: truncated or broken: {_first_line(error)}; download it again") from error
+    except PickleRefused as refusal:
+        refused = CheckpointError(f"{path}: refused: its pickle {refusal}; ask for a .safetensors file")
+        raise refused from None
 
 
 def _read_archive(path: Path, size: int, archive: zipfile.ZipFile) -> TorchFile:
@@ -259,10 +259,6 @@ def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> torch.Tensor:
 def _component(dtype: torch.dtype) -> int:
     """Return the number of bytes of one real number of this type."""
     return dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
-
-
-def _refused(path: Path, refusal: PickleRefused) -> CheckpointError:
-    return CheckpointError(f"{path}: refused: its pickle {refusal}; ask for a .safetensors file")
 
 
 def _first_line(error: object) -> str:

@@ -218,6 +218,9 @@ REFUSED = {
     "an extension": ((b"\x82\x01",), "has the instruction EXT1"),
     "an old instance": ((b"(itorch\nTensor\n",), "has the instruction INST"),
     "an old object": ((b"(", named("torch.Tensor"), whole(9), b"o"), "has the instruction OBJ"),
+    "a name with a backslash": ((b"ctorch\\x2eTensor\nx\n",), "has a line with a backslash"),
+    "a name with an invalid escape": ((b"ctorch\\\x00\nTensor\n",), "has a line with a backslash"),
+    "an old text with a backslash": ((b"S'\\q'\n",), "has a line with a backslash"),
     "an old persistent id": ((b"Pstorage\n",), "has the instruction PERSID"),
     "bytes to be filled": ((b"\x96" + struct.pack("<Q", 4) + b"abcd",), "has the instruction BYTEARRAY8"),
     "a buffer from elsewhere": ((b"\x97",), "has the instruction NEXT_BUFFER"),
@@ -547,6 +550,7 @@ GOOD = (
 )
 @example(place=0, written=b"", dropped=0, zipped=True)
 @example(place=0, written=b"", dropped=0, zipped=False)
+@example(place=26, written=b"\\\x00", dropped=0, zipped=True)
 def test_any_changed_pickle_is_safe(tmp_path_factory, place, written, dropped, zipped):
     """A good pickle with any change is refused in a line, or gives numbers of its storage only."""
     path = tmp_path_factory.getbasetemp() / "any.ckpt"

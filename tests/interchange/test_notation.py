@@ -240,6 +240,8 @@ def test_invalid_alphas(value, part):
         ("A + (B-C)*0.3", "a formula without a name; write = NAME after it"),
         ("# U = A x 0.5 + B x 0.5", "a comment or heading"),
         ("Cosine similarity of output_blocks: 250%", "250 % is not a similarity; it must be from -100 to 100 %"),
+        ("| OUT03 | OUT04 |\n| -250% | 90% |", "-250 % is not a similarity; it must be from -100 to 100 %"),
+        ("| OUT03 | OUT04 |\n| 95% | 90% |\nTotal: 250%", "250 % is not a similarity; it must be from -100 to 100 %"),
         (f"MINE\t{NUMBERS}\nMINE\t{NUMBERS.replace('0.17', '0.18')}", "preset 'MINE' has other numbers on line 3"),
         ("A x 0.7 + (B - C) x 0.3 = U", "there must be one model with the factor 1"),
         ("Mix of V3 x 0.5 + B x 0.5 = U", "a name with spaces needs quotation marks"),

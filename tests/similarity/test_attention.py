@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comparing_attention import open_attention
 from safetensors.torch import load_file
 from step_by_step import ATTENTION, BLOCKS, attention_by_definition
 
@@ -9,7 +10,7 @@ from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, Alpha, Model, Recipe, Step
-from optimizer.similarity import AttentionOptions, Options, attention, build_metric, open_comparison, rows
+from optimizer.similarity import attention, build_metric, open_comparison, rows
 
 LAYOUT = load_layout("sd1")
 
@@ -29,12 +30,9 @@ def merged(kin):
 
 def scored(kin, recipe, blocks, seeds):
     """Return {block: similarity} from the code under test."""
-    sources = {name: kin.paths[name] for name in ("base", "x", "y")}
-    with open_comparison(
-        LAYOUT, sources, kin.paths["target"], options=Options((AttentionOptions(seeds=list(seeds)),))
-    ) as comparison:
+    with open_attention(kin.paths, seeds) as comparison:
         metric = build_metric("attention", comparison, blocks)
-        algebra = Algebra(recipe, comparison.groups, tuple(sources))
+        algebra = Algebra(recipe, comparison.groups, ("base", "x", "y"))
         rows = algebra.coefficients(algebra.starting_alphas())
         scores = metric.score(rows.repeat(2, 1, 1))
     assert torch.equal(scores[0], scores[1])
@@ -93,18 +91,6 @@ SOURCES = ("base", "x", "y")
 SOME_BLOCKS = ("IN01", "M00", "OUT03", "OUT07", "OUT11")
 
 
-def opened(kin, seeds=(1,), device="cpu"):
-    """Yield the sources and the target as a comparison."""
-    sources = {name: kin.paths[name] for name in SOURCES}
-    return open_comparison(
-        LAYOUT,
-        sources,
-        kin.paths["target"],
-        options=Options((AttentionOptions(seeds=list(seeds)),)),
-        device=torch.device(device),
-    )
-
-
 def candidates(groups, count, *, line):
     """Return coefficients [count, groups, sources] with sum 1, on one line in every group or anywhere."""
     generator = torch.Generator().manual_seed(count)
@@ -149,7 +135,7 @@ def test_many_candidates_are_their_definition(kin, monkeypatch, two_threads, kep
     """
     seeds = (1, 2)
     monkeypatch.setattr(rows, "_TILE", tile)
-    with opened(kin, seeds) as comparison:
+    with open_attention(kin.paths, seeds) as comparison:
         widths = [
             part.shape[1] for part in comparison.scored_parts(SOME_BLOCKS) if part.name.endswith("attn1.to_q.weight")
         ]
@@ -168,7 +154,7 @@ def test_many_candidates_are_their_definition(kin, monkeypatch, two_threads, kep
 
 def test_a_score_does_not_depend_on_company(kin):
     """A candidate scores the same to 1e-6 among others and unprepared, and exactly the same after others."""
-    with opened(kin) as comparison:
+    with open_attention(kin.paths, (1,)) as comparison:
         metric, fresh = (build_metric("attention", comparison, SOME_BLOCKS) for _ in range(2))
         given = torch.cat([candidates(len(comparison.groups), 33, line=line) for line in (True, False)])
         before = fresh.score(given[:1])
@@ -186,7 +172,7 @@ def test_a_score_does_not_depend_on_company(kin):
 
 def test_no_candidates_have_no_scores(kin):
     """No candidates have no scores."""
-    with opened(kin) as comparison:
+    with open_attention(kin.paths, (1,)) as comparison:
         metric = build_metric("attention", comparison, SOME_BLOCKS)
         found = metric.score(torch.empty(0, len(comparison.groups), len(SOURCES), dtype=torch.float64))
     assert found.shape == (0, len(SOME_BLOCKS))
@@ -194,7 +180,7 @@ def test_no_candidates_have_no_scores(kin):
 
 def test_far_logits_neither_overflow_nor_vanish(kin):
     """Coefficients a hundred times too large give logits of many thousands, and finite scores in range."""
-    with opened(kin) as comparison:
+    with open_attention(kin.paths, (1,)) as comparison:
         metric = build_metric("attention", comparison, SOME_BLOCKS)
         far = torch.linspace(-100, 100, 9, dtype=torch.float64)[:, None, None]
         start, end = candidates(len(comparison.groups), 2, line=False)
@@ -210,7 +196,7 @@ def test_cuda_gives_the_same_for_many_candidates(kin, line):
     """A GPU gives the scores of the CPU to 1e-5, on a line and off it."""
     scores = []
     for device in ("cpu", "cuda"):
-        with opened(kin, (1, 2), device) as comparison:
+        with open_attention(kin.paths, (1, 2), device) as comparison:
             given = candidates(len(comparison.groups), 40, line=line)
             metric = build_metric("attention", comparison, SOME_BLOCKS)
             metric.prepare(given[:3])

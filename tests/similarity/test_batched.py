@@ -5,15 +5,15 @@ device, which computes nothing and mixes with no other device.
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from comparing_attention import open_attention
 from watching import META, Watching
 
 from optimizer.errors import CheckpointError
 from optimizer.families import load_layout
-from optimizer.similarity import AttentionMetric, AttentionOptions, Options, attention, batched, open_comparison
+from optimizer.similarity import AttentionMetric, attention, batched
 
 LAYOUT = load_layout("sd1")
 SOURCES = ("base", "x", "y")
@@ -48,16 +48,6 @@ def paths(tmp_path_factory, write_sd1, sd1_tensors):
     return {name: folder / f"{name}.safetensors" for name in options}
 
 
-def opened(paths: dict[str, Path], seeds=(1, 2)):
-    """Yield the sources and the target as a comparison."""
-    return open_comparison(
-        LAYOUT,
-        {name: paths[name] for name in SOURCES},
-        paths["target"],
-        options=Options((AttentionOptions(seeds=list(seeds)),)),
-    )
-
-
 def candidates(groups, count, *, line):
     """Return coefficients [count, groups, sources] with sum 1, on one line in every group or anywhere."""
     generator = torch.Generator().manual_seed(count)
@@ -73,7 +63,7 @@ def metrics(request, paths, monkeypatch):
     """Return the CPU's metric, the batched metric, and the number of groups of coefficients."""
     # So that the terms of three sources are few in a block of width 6 too.
     monkeypatch.setattr(batched, "_FEW_TERMS", 1)
-    with opened(paths) as comparison:
+    with open_attention(paths, (1, 2)) as comparison:
         plain = AttentionMetric(comparison, BLOCKS)
         fast = AttentionMetric(comparison, BLOCKS, batched=True, keep_terms=request.param == "terms")
         yield plain, fast, len(comparison.groups)
@@ -169,7 +159,7 @@ def test_batches_fit_into_free_memory(metrics, monkeypatch, noted, free):
 def test_lines_and_terms_fit_into_their_share(paths, monkeypatch, free):
     """Lines and terms take a share of the free memory, and without either the scores are the same."""
     monkeypatch.setattr(batched, "_FEW_TERMS", 1)
-    with opened(paths) as comparison:
+    with open_attention(paths, (1, 2)) as comparison:
         plain = AttentionMetric(comparison, BLOCKS)
         monkeypatch.setattr(batched, "free_memory", lambda device: free)
         fast = AttentionMetric(comparison, BLOCKS, batched=True)
@@ -186,7 +176,7 @@ def test_lines_and_terms_fit_into_their_share(paths, monkeypatch, free):
 def test_lines_and_terms_that_do_not_fit_are_left_out(paths, monkeypatch, what):
     """A GPU with less memory than reported keeps neither lines nor terms, but the inputs of products."""
     monkeypatch.setattr(batched, "_FEW_TERMS", 1)
-    with opened(paths) as comparison:
+    with open_attention(paths, (1, 2)) as comparison:
         plain = AttentionMetric(comparison, BLOCKS)
         if what == "terms":
             monkeypatch.setattr(batched.Family, "_computed_terms", lambda self: (_ for _ in ()).throw(FULL))
@@ -205,7 +195,7 @@ def test_nan_is_refused(tmp_path, kin, write_sd1):
     name = f"{LAYOUT.attention['OUT05']}.to_v.weight"
     write_sd1(tmp_path / "nan.safetensors", width=16, overrides={name: torch.full((16, 16), float("nan"))})
     broken = {**kin.paths, "y": tmp_path / "nan.safetensors"}
-    with opened(broken) as comparison, pytest.raises(CheckpointError) as caught:
+    with open_attention(broken, (1, 2)) as comparison, pytest.raises(CheckpointError) as caught:
         AttentionMetric(comparison, ("OUT05",), batched=True)
     assert caught.value.problems[0].startswith(f"{tmp_path / 'nan.safetensors'}: tensor {name!r} holds NaN or Inf")
 
@@ -237,7 +227,7 @@ def test_calls_take_few_operations(monkeypatch, many, line, keep_terms, most):
 
 def test_projection_does_not_wait_for_the_gpu(kin):
     """The projections take one copy for queries, keys and values of a block each, and one result comes back."""
-    with opened(kin.paths) as comparison:
+    with open_attention(kin.paths, (1, 2)) as comparison:
         blocks = ("IN01", "M00", "OUT05")
         with pytest.MonkeyPatch.context() as patch, Watching() as gpu:
             patch.setattr(batched, "free_memory", lambda device: 1 << 34)
@@ -250,7 +240,7 @@ def test_projection_does_not_wait_for_the_gpu(kin):
 
 def test_several_seeds_score_as_on_the_cpu(kin, monkeypatch):
     """One candidate under several seeds scores as on the CPU, with one wait for the GPU, and NaN is refused."""
-    with opened(kin.paths) as comparison:
+    with open_attention(kin.paths, (1, 2)) as comparison:
         given = candidates(len(comparison.groups), 1, line=False)[0]
         given[:, 1] = 0  # a source that is not read
         expected = attention.attention_by_seed(comparison, BLOCKS, given, (7, 8, 9))

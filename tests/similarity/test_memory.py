@@ -9,17 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from comparing_attention import open_attention
 
 from optimizer.errors import BlockfitWarning
 from optimizer.families import load_layout
 from optimizer.similarity import (
-    AttentionOptions,
     MovableMetric,
-    Options,
     attention,
     build_metric,
     measure_statistics,
-    open_comparison,
 )
 from optimizer.similarity.memory import in_batches, on_first_device_that_fits
 
@@ -152,25 +150,13 @@ def candidates(groups, count, *, line):
     return ends[0] + along * (ends[1] - ends[0]) if line else ends
 
 
-def opened(family, device="cpu", seeds=(114514, 5)):
-    """Yield the comparison of a family of checkpoints."""
-    sources = {name: family.paths[name] for name in SOURCES}
-    return open_comparison(
-        LAYOUT,
-        sources,
-        family.paths["target"],
-        options=Options((AttentionOptions(seeds=list(seeds)),)),
-        device=torch.device(device),
-    )
-
-
 class TestMovableMetric:
     """A metric that leaves the GPU while it is in use."""
 
     @pytest.mark.parametrize("line", [True, False])
     def test_in_the_middle_of_a_search(self, kin, line):
         """When the GPU fills up, scores equal those of the CPU bit for bit, on the prepared line."""
-        with opened(kin) as comparison:
+        with open_attention(kin.paths, (114514, 5)) as comparison:
             given = candidates(len(comparison.groups), 12, line=line)
             undisturbed = build_metric("attention", comparison, BLOCKS)
             undisturbed.prepare(given[:3])
@@ -194,7 +180,7 @@ class TestMovableMetric:
     @pytest.mark.parametrize("where", ["building", "preparing"])
     def test_before_the_first_score(self, kin, where):
         """A GPU that cannot hold the projections, or the line, is left as well."""
-        with opened(kin) as comparison:
+        with open_attention(kin.paths, (114514, 5)) as comparison:
             given = candidates(len(comparison.groups), 5, line=True)
             undisturbed = build_metric("attention", comparison, BLOCKS)
             undisturbed.prepare(given)
@@ -267,7 +253,7 @@ def failures():
 @on_a_gpu
 def test_gpu_with_little_memory_scores_all(wide, leave):
     """With room for some candidates, the GPU scores all of them, to 1e-5, without a warning."""
-    with opened(wide, "cuda", (1,)) as comparison:
+    with open_attention(wide.paths, (1,), "cuda") as comparison:
         given = candidates(len(comparison.groups), 64, line=False)
         metric = build_metric("attention", comparison, BLOCKS)
         expected = metric.score(given)
@@ -285,20 +271,20 @@ def test_gpu_with_little_memory_scores_all(wide, leave):
 @pytest.mark.parametrize("line", [True, False])
 def test_cpu_continues_when_the_gpu_is_full(wide, leave, line):
     """With no room for one candidate, the CPU continues with exactly its own scores."""
-    with opened(wide, seeds=(1,)) as comparison:
+    with open_attention(wide.paths, (1,)) as comparison:
         given = candidates(len(comparison.groups), 5, line=line)
         metric = build_metric("attention", comparison, BLOCKS)
         metric.prepare(given)
         expected = metric.score(given)
-    with opened(wide, "cuda", (1,)) as comparison:
+    with open_attention(wide.paths, (1,), "cuda") as comparison:
         metric = build_metric("attention", comparison, BLOCKS)
         metric.prepare(given)
-        on_card = metric.score(given)
+        on_gpu = metric.score(given)
         leave(0)
         with pytest.warns(BlockfitWarning, match="the CPU computes it"):
             found = metric.score(given)
     assert torch.equal(found, expected)
-    torch.testing.assert_close(on_card, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(on_gpu, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.cuda
@@ -307,7 +293,7 @@ def test_cpu_replaces_a_gpu_without_room(wide, leave):
     """Metric, statistics and other random inputs are all computed on the CPU, with its results."""
     results = []
     for device in ("cpu", "cuda"):
-        with opened(wide, device, (1,)) as comparison:
+        with open_attention(wide.paths, (1,), device) as comparison:
             given = candidates(len(comparison.groups), 3, line=False)
             if device == "cuda":
                 torch.zeros(1, device=GPU) @ torch.zeros(1, device=GPU)

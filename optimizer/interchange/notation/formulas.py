@@ -151,14 +151,14 @@ class Reading:
         part: The step.
         notes: One clause for each interpretation, for example "0.3C is read as 0.3 x C".
         hashes: Short hashes by model name, lower-case hexadecimal.
-        half: True if the formula has no number and is read as half of each model.
+        half_note: The note on a formula without a number, which is read as half of each model; None for others.
         dashed: Unknown, unquoted names with a dash, which may be differences.
     """
 
     part: Part
     notes: tuple[str, ...] = ()
     hashes: Mapping[str, str] = field(default_factory=dict)
-    half: bool = False
+    half_note: str | None = None
     dashed: frozenset[str] = frozenset()
 
 
@@ -194,8 +194,7 @@ def read_formula(text: str, known: KnownNames | None = None) -> Reading:
     parser = _Parser(text, known or KnownNames())
     formula = parser.formula()
     parser.check_glued_numbers()
-    half = parser.half_and_half(formula)
-    whole = half or parser.at_a_weight(formula)
+    whole = parser.half_and_half(formula) or parser.at_a_weight(formula)
     try:
         part = interpret(whole or formula)
     except NotUnderstood:
@@ -207,7 +206,7 @@ def read_formula(text: str, known: KnownNames | None = None) -> Reading:
         part = interpret(parser.formula())
         parser.notes += [f"{name!r} is taken for one name" for name in names]
     dashed = parser.bare_with_dash().intersection(names_in(part))
-    return Reading(part, tuple(dict.fromkeys(parser.notes)), parser.hashes, half is not None, dashed)
+    return Reading(part, tuple(dict.fromkeys(parser.notes)), parser.hashes, parser.half_note, dashed)
 
 
 def interpret(formula: Sum) -> Part:
@@ -426,6 +425,7 @@ class _Parser:
 
     Attributes:
         notes: One clause for each interpretation.
+        half_note: The note on a formula that is read as half of each model; None for others.
         hashes: Short hashes by model name.
         cut: Names, for example `B-C`, that were read as differences; without `cutting` they remain names.
     """
@@ -439,6 +439,7 @@ class _Parser:
         self._depth = 0
         self._spaced: list[str] = []
         self.notes = [token.note for token in self._tokens if token.note is not None]
+        self.half_note: str | None = None
         self.hashes: dict[str, str] = {}
         self.cut: list[str] = []
 
@@ -463,7 +464,8 @@ class _Parser:
             raise NotUnderstood(
                 f"{self._spaced[0]!r}; a name with spaces needs quotation marks where there are no numbers"
             )
-        self.notes.append(f"{names[0]} + {names[1]} without numbers is read as half of each")
+        self.half_note = f"{names[0]} + {names[1]} without numbers is read as half of each"
+        self.notes.append(self.half_note)
         return Sum(tuple((Factor.of(0.5), name) for name in names))
 
     def check_glued_numbers(self) -> None:

@@ -19,6 +19,7 @@ from optimizer.interchange.notation.remarks import refusal_of_comment, without_c
 from optimizer.interchange.notation.reported import ReportedSimilarities
 from optimizer.interchange.notation.settings import settings_at, weights_at
 from optimizer.interchange.notation.statements import (
+    NEAR_LINES,
     POINTING,
     SIGN,
     Assigned,
@@ -68,7 +69,6 @@ _KEY_IN_PERCENT = re.compile(
     rf"(?P<key>{KEY_WORDS}|m)\s?[(\[]?\s?(?:in )?%\s?[)\]]?\s?(?P<sign>[:=]\s?)?(?P<numbers>[-(\[\d.].*)", re.IGNORECASE
 )
 _MOST_LINES_OF_A_TEXT = 20_000
-_NEAR = 3  # lines below a formula that are searched for its number
 
 
 def _with_percent(text: str) -> str:
@@ -254,7 +254,7 @@ class LineReader:
     def _lacks_numbers(self, number: int) -> bool:
         """Return whether the formula just above a line still lacks its numbers."""
         above = self._found.statements[-1] if self._found.statements else None
-        if above is None or above.given or above.part is not None or number - above.line > _NEAR:
+        if above is None or above.given or above.part is not None or number - above.line > NEAR_LINES:
             return False
         return bool(above.symbols) or with_alpha(above.formula) is not None
 
@@ -262,7 +262,7 @@ class LineReader:
         """Name the formula above after the name behind an arrow; return whether the line was read or refused."""
         above = self._found.statements[-1] if self._found.statements else None
         behind = pointed.string[pointed.end() :].rstrip(" .:")
-        if above is None or above.part is not None or number - above.line > _NEAR:
+        if above is None or above.part is not None or number - above.line > NEAR_LINES:
             self._ahead = number if parse_name(behind) is not None else None
             return False
         label = above.name if above.name is not None and label_of(f"{above.name}: x")[0] == above.name else None

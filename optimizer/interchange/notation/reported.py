@@ -1,12 +1,12 @@
 """Reads the similarities to a target that a text reports for its steps, in a line or in a table of blocks."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from optimizer.errors import RecipeError
 from optimizer.families import Layout
-from optimizer.interchange.notation.statements import Statement
+from optimizer.interchange.notation.statements import Refuse, Statement
 from optimizer.interchange.notation.tokens import parse_name
 from optimizer.recipes import NUMBER, Expected, percentage
 
@@ -24,8 +24,6 @@ _TOTAL = re.compile(rf"total(?: [\w ]+)?\s*:\s*(?P<total>{_SIGNED})\s*%", re.IGN
 _PERCENT = re.compile(rf"({_SIGNED})\s*(%?)")
 _LONGEST_PROSE = 300  # characters in a line that can report a similarity
 
-Refuse = Callable[[int, str, str], None]
-
 
 class ReportedSimilarities:
     """A reader for lines that report similarities. Each similarity belongs to a statement above its line.
@@ -36,10 +34,7 @@ class ReportedSimilarities:
     """
 
     def __init__(self, layout: Layout, statements: Sequence[Statement], refuse: Refuse) -> None:
-        """Read similarities for `statements`, which grows as lines are read.
-
-        `refuse` receives a line's number, its text, and the reason.
-        """
+        """Read similarities for `statements`, which grows as lines are read; `refuse` records refused lines."""
         self.layout = layout
         self._statements = statements
         self._refuse = refuse
@@ -77,8 +72,8 @@ class ReportedSimilarities:
         except RecipeError:
             return False
         total = percentage(found["total"]) if found["total"] else None
-        if total is not None and not -1 <= total <= 1:
-            self._refuse(number, line, f"{found['total']} % is not a similarity; it must be from -100 to 100 %")
+        if (beyond := _beyond_limits([found["total"] or "0"])) is not None:
+            self._refuse(number, line, beyond)
             return True
         step.reported = label
         step.expect = Expected(
@@ -103,15 +98,18 @@ class ReportedSimilarities:
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
         step = self._table_step(indent)
         if (total := _TOTAL.fullmatch(line)) and step is not None and step.expect is not None:
-            step.expect = replace(step.expect, total=percentage(total["total"]))
             self._header, self._of_step = (), None
+            if (beyond := _beyond_limits([total["total"]])) is not None:
+                self._refuse(number, line, beyond)
+            else:
+                step.expect = replace(step.expect, total=percentage(total["total"]))
             return True
         percents = [_PERCENT.fullmatch(cell) for cell in cells]
         values_found = [found for found in percents if found and (found[2] or float(found[1]) > 1)]
         if cells and self._header and len(cells) == len(self._header) == len(values_found) and step is not None:
             values = dict(zip(self._header, (percentage(found[1]) for found in values_found), strict=True))
-            if not all(-1 <= value <= 1 for value in values.values()):
-                self._refuse(number, line, "a similarity above 100 %")
+            if (beyond := _beyond_limits(found[1] for found in values_found)) is not None:
+                self._refuse(number, line, beyond)
                 return True
             ordered = {block: values[block] for block in self.layout.blocks if block in values}
             expect = step.expect or Expected(())
@@ -134,3 +132,9 @@ class ReportedSimilarities:
         """Return the formula that a line describes: the last one with less indentation, otherwise the last one."""
         above = (step for step in reversed(self._statements) if step.indent < indent)
         return next(above, self._statements[-1] if self._statements else None)
+
+
+def _beyond_limits(percentages: Iterable[str]) -> str | None:
+    """Return the reason to refuse the first percentage that is not a similarity; None if all are."""
+    beyond = next((text for text in percentages if not -1 <= percentage(text) <= 1), None)
+    return None if beyond is None else f"{beyond} % is not a similarity; it must be from -100 to 100 %"

@@ -12,7 +12,7 @@ from optimizer.interchange.notation.formulas import Part, names_in, read_formula
 from optimizer.interchange.notation.lines_read import LinesRead, Rejected
 from optimizer.interchange.notation.statement_names import StatementNames
 from optimizer.interchange.notation.statement_steps import StepBuilder
-from optimizer.interchange.notation.statements import Statement, number_line
+from optimizer.interchange.notation.statements import NEAR_LINES, Statement, number_line
 from optimizer.interchange.notation.tokens import KnownNames, NotUnderstood
 from optimizer.interchange.notation.unread import Known, holds_weight, looks_like_step, reason, says_more_of_step
 from optimizer.interchange.notation.writing import ending_of, file_of
@@ -20,7 +20,6 @@ from optimizer.recipes import Model, Recipe, Step
 
 __all__ = ["Imported", "Settling"]
 
-_NEAR = 3  # lines below a formula that are searched for its number
 _MOST_LISTED = 6  # names in one warning
 
 
@@ -215,7 +214,7 @@ class Settling:
             except NotUnderstood as error:
                 self._refuse(statement, str(error))
                 continue
-            statement.part, hashes, statement.half = reading.part, dict(reading.hashes), reading.half
+            statement.part, hashes, statement.half_note = reading.part, dict(reading.hashes), reading.half_note
             dashed[id(statement)] = reading.dashed
             if statement.line in self._found.mixer_lines:
                 statement.part, hashes = self._by_title(reading.part, hashes), {}
@@ -297,11 +296,9 @@ class Settling:
         for statement in accepted:
             above = kept[-1] if kept else None
             same = above is not None and sorted(names_in(above.part)) == sorted(names_in(statement.part))
-            if above is not None and same and above.half and statement.name is None and not statement.given:
-                above.part, above.half = statement.part, False
-                self._found.notes = [
-                    note for note in self._found.notes if note[0] != above.line or "read as half" not in note[1]
-                ]
+            if above is not None and same and above.half_note and statement.name is None and not statement.given:
+                self._found.notes = [note for note in self._found.notes if note != (above.line, above.half_note)]
+                above.part, above.half_note = statement.part, None
                 self._found.notes.append((statement.line, f"the weights of the models of line {above.line}"))
             else:
                 kept.append(statement)
@@ -320,13 +317,13 @@ class Settling:
             last = above[place - 1] if place else None
             why = looks_like_step(text, known)
             following = lines[place] if place < len(lines) else None
-            if why is None and following is not None and following - line < _NEAR:
+            if why is None and following is not None and following - line < NEAR_LINES:
                 why = says_more_of_step(text, has_blocks=True)
             if why is None and last is not None:
                 why = says_more_of_step(text, has_blocks=any(value.count(",") > 1 for _, value in last.given.values()))
             if text in self._found.preset_names:
                 why = "the name of a preset without an alpha"
-            near = last is not None and last.half and line - last.line <= _NEAR
+            near = last is not None and last.half_note is not None and line - last.line <= NEAR_LINES
             if near and last is not None and (number_line(text) or holds_weight(text, names_in(last.part))):
                 self._problems.append(
                     f"{reason(line, text, 'a number')}; line {last.line} has none, and would be half of each: write it "

@@ -2,19 +2,17 @@
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from optimizer.files import CHECKPOINT_SUFFIXES
 from optimizer.interchange.notation.formulas import names_in, renamed
 from optimizer.interchange.notation.likeness import NamesByLikeness, is_near
-from optimizer.interchange.notation.statements import SameAs, Statement
+from optimizer.interchange.notation.statements import Refuse, SameAs, Statement
 from optimizer.interchange.notation.writing import MOST_COMPARED
 
 __all__ = ["StatementNames"]
 
 _UNNAMED = "merged"  # the name of a step without one, as in a merged file's metadata
-
-Refuse = Callable[[int, str, str, tuple[str, ...]], None]
 
 
 class StatementNames:
@@ -39,7 +37,7 @@ class StatementNames:
             statements: The statements in the order of their lines.
             declared: Names of the models that the text declares.
             same: Lines with two names and a sign between them, each with its number and text.
-            refuse: Receives a line's number, its text, the reason, and the names that it may define.
+            refuse: Function that records a refused line.
         """
         self.statements = list(statements)
         self.notes: list[tuple[int, str]] = []

@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from optimizer.interchange.notation.formula_texts import (
     as_sum,
@@ -41,12 +41,14 @@ from optimizer.interchange.notation.wording import IS, KEY, KEY_WORDS, field_of
 from optimizer.recipes import NUMBER, RATIO, WEIGHT, Expected, number_in
 
 __all__ = [
+    "NEAR_LINES",
     "NUMBER_LIST",
     "POINTING",
     "SIGN",
     "Assigned",
     "NamedFormula",
     "Read",
+    "Refuse",
     "Refused",
     "SameAs",
     "Statement",
@@ -58,6 +60,7 @@ __all__ = [
     "symbols_in",
 ]
 
+NEAR_LINES = 3  # lines below a formula that are searched for its number
 _FEWEST_SPACED = 20  # consecutive numbers without commas that form a list
 _SIGNED = rf"-?{NUMBER}"
 # At least two numbers with commas, or many with only spaces.
@@ -140,6 +143,13 @@ class NamedFormula(NamedTuple):
 Read = NamedFormula | SameAs | Assigned | Refused | None
 
 
+class Refuse(Protocol):
+    """Function that records a line that looks like a step but is not one."""
+
+    def __call__(self, line: int, text: str, why: str, names: tuple[str, ...] = (), /) -> None:
+        """Record a line's number, its text, the reason, and the names that it may define."""
+
+
 @dataclass
 class Statement:
     """A step as written in a text.
@@ -158,7 +168,7 @@ class Statement:
         alias: Number or label before the line that can stand for its result.
         tentative: True if it is a step only in connection with a known one.
         table: Line of the table's header; None outside tables.
-        half: True if the formula has no number and is read as half of each model.
+        half_note: The note on a formula without a number, which is read as half of each model; None for others.
         by_tool: True if a tool wrote the numbers that it used.
     """
 
@@ -175,7 +185,7 @@ class Statement:
     alias: str | None = None
     tentative: bool = False
     table: int | None = None
-    half: bool = False
+    half_note: str | None = None
     by_tool: bool = False
 
 
