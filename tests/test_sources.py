@@ -141,10 +141,10 @@ def test_statistics_are_equal(family, threads):
             found.append(measure_statistics(comparison, LAYOUT.blocks, threads=threads))
             found[-1] = found[-1].names, found[-1].gram, grams_on_gpu(comparison, parts, torch.device("cpu"))
 
-    (names, gram, by_card), (names_given, gram_given, by_card_given) = found
+    (names, gram, on_gpu), (names_given, gram_given, on_gpu_given) = found
     assert names == names_given
     assert torch.equal(gram, gram_given)
-    assert torch.equal(by_card, by_card_given)
+    assert torch.equal(on_gpu, on_gpu_given)
     assert float(gram[:, 1:, 1:].diagonal(dim1=1, dim2=2).sum()) > 0
 
 

@@ -97,7 +97,7 @@ def simplify_file(
     Args:
         path: A finished recipe.
         output: The file to write.
-        share: The permitted loss of a block as a share of its unexplained rest, from 0 up.
+        share: The permitted loss of a block as a share of its unexplained rest, at least 0.
         tolerance: The permitted further loss of a block, in units of |base - target|^2.
         target: The checkpoint to score against.
         metric: The metric to score by; `explained` by default for a recipe without noted searches.

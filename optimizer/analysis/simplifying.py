@@ -217,8 +217,8 @@ def simplify(
         judged: The results to preserve.
         groups: The groups of tensors of the metrics' coefficients.
         sources: The sources of the metrics' coefficients; they include all sources of the recipe.
-        share: The permitted loss of a block as a share of its unexplained rest, from 0 up.
-        tolerance: The permitted further loss, in units of |base - target|^2, from 0 up.
+        share: The permitted loss of a block as a share of its unexplained rest, at least 0.
+        tolerance: The permitted further loss, in units of |base - target|^2, at least 0.
         scored: Similarities to report.
         numbers: The only numbers that may change (default: `default_numbers`). Numbers on blocks without a judge never
             change.
@@ -232,7 +232,7 @@ def simplify(
     """
     for name, loss in (("share", share), ("tolerance", tolerance)):
         if not (math.isfinite(loss) and loss >= 0):
-            raise RecipeError(f"{name}: received {loss:g}; must be a number from 0 up, such as 0.05")
+            raise RecipeError(f"{name}: received {loss:g}; must be a number, at least 0, for example 0.05")
     recipe.check_finished("simplified", *(step.name for step in recipe.steps))
     blocks = {result.step: (*result.metric.blocks, *result.metric.unchanged) for result in judged}
     given = tuple(default_numbers(recipe, blocks) if numbers is None else _judged_numbers(recipe, numbers, blocks))

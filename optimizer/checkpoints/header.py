@@ -92,7 +92,7 @@ def read_header(path: Path, length: int, size: int) -> SafetensorsHeader:
     try:
         header, end = _parsed(text)
     except RecursionError:
-        raise CheckpointError(f"{path}: broken safetensors header: nested without end") from None
+        raise CheckpointError(f"{path}: broken safetensors header: nested too deeply") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: broken safetensors header: {error}") from error
     if end > size:
@@ -160,9 +160,11 @@ def _tensors(header: Mapping[str, Any], start: int) -> Iterator[HeaderEntry]:
         if not isinstance(dtype, str):
             raise ValueError(f"{shown}: dtype is {_called(dtype)}; must be text, for example F16")
         if not _are_sizes(shape):
-            raise ValueError(f"{shown}: shape is {_called(shape)}; must be a list of whole numbers from 0 up")
+            raise ValueError(f"{shown}: shape is {_called(shape)}; must be a list of whole numbers, at least 0")
         if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-            raise ValueError(f"{shown}: data_offsets is {_called(offsets)}; must be [begin, end], from 0 up")
+            raise ValueError(
+                f"{shown}: data_offsets is {_called(offsets)}; must be [begin, end], whole numbers, at least 0"
+            )
         begin, end = offsets
         if dtype in _BITS and (needed := -(-prod(shape) * _BITS[dtype] // 8)) != end - begin:
             raise ValueError(

@@ -387,14 +387,14 @@ class _Machine:
 
 def _index(argument: object) -> int:
     if type(argument) is not int:
-        raise ValueError("its pickle counts by something that is not a whole number")
+        raise ValueError("its pickle has an index that is not a whole number")
     return argument
 
 
 def _texts(values: Iterable[object]) -> list[str]:
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) != 2:
-        raise ValueError("its pickle names something by something that is not text")
+        raise ValueError("its pickle has a name that is not text")
     return texts
 
 
@@ -444,7 +444,7 @@ def _sizes(values: object) -> tuple[int, ...]:
     if not isinstance(values, tuple | list) or len(values) > _MOST_DIMENSIONS:
         raise ValueError("its pickle describes a tensor whose shape is invalid")
     if not all(type(value) is int and 0 <= value <= _LARGEST for value in values):
-        raise ValueError("its pickle describes a tensor whose shape or strides are not whole numbers from 0 up")
+        raise ValueError("its pickle describes a tensor whose shape or strides are not whole numbers of at least 0")
     return tuple(values)
 
 

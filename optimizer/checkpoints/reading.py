@@ -253,7 +253,7 @@ def _recognized(held: HeldFile) -> _Contents:
     if head[8:10] in (b'{"', b"{}"):
         raise CheckpointError(
             f"{path}: broken safetensors header: received a length of {length:,} bytes; must be at most "
-            f"{SAFETENSORS_HEADER_LIMIT:,} can be"
+            f"{SAFETENSORS_HEADER_LIMIT:,}"
         )
     if head.startswith(b"PK"):
         return _torch_contents(held, "torch zip", read_torch_zip)

@@ -84,7 +84,7 @@ def _names(whole: TensorSource, layout: Layout, vae: ModelPart) -> dict[str, str
     if not names:
         what = "" if whole.kind is None or whole.layout is not None else f"is {whole.kind}, and "
         raise CheckpointError(
-            f"{path}: {what}holds no VAE; one has tensors "
+            f"{path}: {what}holds no VAE, whose tensors are "
             f"{', '.join(f'{section}*' for section in vae.sections)}, alone or under {prefix}*"
         )
     foreign = next((name for name in names.values() if _DIFFUSERS.match(name.removeprefix(prefix))), None)
@@ -121,9 +121,7 @@ def _differences(
     for name, held in found.items():
         if name not in expected:
             origin = next(iter(expected.values()))[1]
-            problems.append(
-                f"{path}: tensor {names[name]!r} must be left out; the VAE of {origin} has none of this name"
-            )
+            problems.append(f"{path}: tensor {names[name]!r} is not part of the VAE of {origin}; leave it out")
         elif held != expected[name][0]:
             shape, origin = expected[name]
             problems.append(f"{path}: tensor {names[name]!r} has shape {list(held)}, but {list(shape)} in {origin}")

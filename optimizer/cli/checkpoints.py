@@ -89,7 +89,7 @@ def compare(
         Path | None,
         checkpoint_option("--base", "Base model, for explained and delta, which compare differences from it."),
     ] = None,
-    metric: Annotated[str | None, metric_option("explained with --base, attention without")] = None,
+    metric: Annotated[str | None, metric_option("explained with --base, otherwise attention")] = None,
     blocks: Annotated[
         str,
         typer.Option(

@@ -329,7 +329,10 @@ def _mistakes_of_words(entry: _LayoutFile) -> Iterator[str]:
     for place, block in entry.places.items():
         if "{" in place:
             if not _formatted(place) or not _formatted(block) or not _numbered({place: block}, blocks):
-                yield f"places.{place}: received {shown(block)}; with {{n}} from 0 up it must be the name of a block"
+                yield (
+                    f"places.{place}: received {shown(block)}; must be the name of a block for every {{n}}, counted "
+                    "from 0"
+                )
         else:
             yield from (f"places.{place}: {problem}" for problem in _unknown(block, blocks))
 
@@ -361,18 +364,18 @@ def _mistakes_of_places(entry: _LayoutFile, layout: Layout) -> Iterator[str]:
     blocks, places = layout.blocks, layout.places
     for place in places:
         if part_at(layout.parts, place) is None:
-            yield f"places.{place}: begins with the prefix of no part"
+            yield f"places.{place}: must begin with the prefix of a part"
     for part, given in zip(layout.parts, entry.parts, strict=True):
         uncovered = [name for name in given.holds or [""] if layout.block_of(part.prefix + name) is None]
         below = [place for place in places if part_at(layout.parts, place) is part]
         if uncovered and (given.holds or not below):
-            yield f"parts.{part.title}: {part.prefix + uncovered[0]!r} begins with no place, and so has no block"
+            yield f"parts.{part.title}: {part.prefix + uncovered[0]!r} begins with no place, so it has no block"
     if empty := [block for block in blocks if block not in places.values()]:
         yield f"blocks: no place assigns tensors to {', '.join(empty)}"
     for name, rules in layout.mappings.items():
         for place, block in rules.items():
             if part_at(layout.parts, place) is None:
-                yield f"mappings.{name}.places.{place}: begins with the prefix of no part"
+                yield f"mappings.{name}.places.{place}: must begin with the prefix of a part"
             if block is not None:
                 yield from (f"mappings.{name}.places.{place}: {problem}" for problem in _unknown(block, blocks))
     for encoder in layout.text_encoders:

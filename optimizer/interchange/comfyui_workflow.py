@@ -247,7 +247,12 @@ class _Reader:
             )
         model = ends["ModelMerge"][0]
         clip = ends["CLIPMerge"][0] if ends["CLIPMerge"] else self._natural_clip(model, 0)
-        return model, clip, None, [f"the workflow saves no checkpoint; the recipe makes the result of node {model[0]}"]
+        return (
+            model,
+            clip,
+            None,
+            [f"the workflow saves no checkpoint; the recipe's output is the result of node {model[0]}"],
+        )
 
     def _node(self, link: _Link, place: str) -> _Node:
         """Return the node at the end of a link, past reroutes; `place` names the link in messages."""
@@ -282,7 +287,7 @@ class _Reader:
         """Return the name of the model that a node loads, or raise RecipeError if it loads no checkpoint."""
         if node.kind not in _LOADERS:
             raise RecipeError(
-                f"node {node.number} ({node.kind}): does not merge checkpoints; a recipe is made of "
+                f"node {node.number} ({node.kind}): does not merge checkpoints; blockfit reads "
                 f"CheckpointLoaderSimple, {', '.join(_MERGES)}, {self.family.node}, ModelMergeAdd, ModelMergeSubtract "
                 "and CLIPMerge..."
             )

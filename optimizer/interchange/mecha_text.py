@@ -218,7 +218,7 @@ class _Reader:
         read = _METHODS.get(method) if isinstance(method, str) else None
         if read is None:
             raise RecipeError(
-                f"the method {received(method)} makes no weighted sum or difference; a recipe has no other steps"
+                f"the method {received(method)} is no weighted sum or difference; a recipe has no other steps"
             )
         return read(self, rest, named)
 

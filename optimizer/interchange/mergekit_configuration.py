@@ -61,7 +61,7 @@ def read_mergekit(text: str, name: str) -> tuple[Recipe, list[str]]:
         raise fields.wrong("merge_method", f"{_SUPPORTED}; other methods are no weighted sums by block")
     for foreign in ("slices", "modules", "tokenizer_source", "tokenizer"):
         if data.get(foreign):
-            raise RecipeError(f"{foreign}: is for language models; a recipe merges checkpoints that draw pictures")
+            raise RecipeError(f"{foreign}: is for language models; a recipe merges image models")
     weights, sources = _weights(fields)
     base = _base(data, sources) if method == "task_arithmetic" else None
     layout = default_layout()

@@ -55,7 +55,7 @@ def with_parents_steps(
             parent, parent_notes = parents[digits]()
             recipe = _grafted(recipe, name, parent, hash_of, steps)
         except RecipeError as error:
-            notes.append(f"{name}: stays a model, as its recipe cannot be put in its place: {error.problems[0]}")
+            notes.append(f"{name}: remains a model, because its recipe cannot replace it: {error.problems[0]}")
             continue
         steps[digits] = name
         notes += [f"{name}: {note}" for note in parent_notes]

@@ -101,8 +101,8 @@ class HashCache:
         if trusted and not status.st_mode & stat.S_IWOTH:
             return True
         warnings.warn(
-            f"{self.file.parent}: other users may write into this folder, so hashes are neither taken from it nor kept "
-            "there; name a folder of your own (BLOCKFIT_CACHE)",
+            f"{self.file.parent}: other users may write into this folder, so hashes are neither read from it nor "
+            "written there; name a folder of your own (BLOCKFIT_CACHE)",
             BlockfitWarning,
             stacklevel=2,
         )

@@ -159,7 +159,7 @@ def _unusual_names(checkpoint: TensorSource) -> list[str]:
             f"{len(renamed)} tensors under other names, such as {renamed[0].stored_name!r}: read as {renamed[0].name!r}"
         )
     if checkpoint.passed_over:
-        found.append(f"{_some(checkpoint.passed_over)}: once more under other names, with other values; not read")
+        found.append(f"{_some(checkpoint.passed_over)}: stored again under other names, with other values; not read")
     found += _unusual_sampling(checkpoint, layout)
     for ids, embedding in layout.position_ids.items():
         found += _unusual_position_ids(checkpoint, ids, embedding)
@@ -203,7 +203,7 @@ def _unusual_position_ids(checkpoint: TensorSource, name: str, embedding_name: s
     return [
         (
             f"position_ids are {len(values)} values of {_dtype_name(info)}, {wrong} of them wrong: "
-            f"they should be int64 0..{count - 1}; a merge writes them so"
+            f"they should be int64 0..{count - 1}; a merge writes the correct values"
         )
     ]
 

@@ -288,6 +288,6 @@ class _Adder:
             total.add_(finite(weighted.part, self._readers[position].source, "merge"), alpha=weight)
         name = str(self._dtype).removeprefix("torch.")
         raise CheckpointError(
-            f"tensor {weighted.part.name!r}: the merge reaches {total.abs().max():.6g}, but {name} ends at "
-            f"{torch.finfo(self._dtype).max:.6g}; use `dtype` bf16 or fp32"
+            f"tensor {weighted.part.name!r}: the merge reaches {total.abs().max():.6g}; must be at most "
+            f"{torch.finfo(self._dtype).max:.6g}, the largest {name} number; use `dtype` bf16 or fp32"
         )

@@ -82,7 +82,7 @@ def other_hash(noted: str, path: Path, digest: str) -> str:
         both = short_hash(both[0]), short_hash(digest)
     return (
         f"{both[0]} is noted, but {path} has the hash {both[1]}: it is not the file that was used; put that file "
-        "there, correct or leave out `sha256`, or go on all the same (`check_hashes=False`)"
+        "there, correct or leave out `sha256`, or continue anyway (`check_hashes=False`)"
     )
 
 

@@ -158,7 +158,7 @@ class RecipeFile(UserFile):
     presets: _Name | None = Field(None, description="A file of presets, alphas by name, beside the recipe.")
     models: dict[str, ModelEntry] = Field(description="The checkpoints by the names that steps use.")
     steps: list[StepEntry] = Field(description="The steps, in any order.")
-    output: str | None = Field(None, description="The step that the recipe makes. Default: the last one.")
+    output: str | None = Field(None, description="The step that is the recipe's result. Default: the last one.")
     fitted: dict[str, Any] | None = Field(None, description="The notes of a fit on its searches; written by blockfit.")
 
 

@@ -142,14 +142,14 @@ def _whole(value: Any) -> int:
 
 def _clip_skip(value: Any) -> int:
     if type(value) is not int or value < 1:
-        raise ValueError("must be a whole number from 1 up")
+        raise ValueError("must be a whole number, at least 1")
     return value
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
     whole = isinstance(value, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in value)
     if not whole or not value or not all(0 <= seed < 2**63 for seed in value):
-        raise ValueError("must be one or more whole numbers from 0 up")
+        raise ValueError("must be one or more whole numbers, at least 0")
     return tuple(value)
 
 
@@ -225,7 +225,7 @@ class FittedSearch(_Notes):
         blocks: The scored blocks, as a block list.
         seeds: The seeds of attention's random inputs.
         prompts: The prompts that the encoder metric read.
-        clip_skip: The layer that the encoder metric read, counted from the last, from 1 up.
+        clip_skip: The layer that the encoder metric read, counted from the last, which is 1.
         trials: The number of completed trials.
         best_trial: The number of the best trial.
         similarity: The similarity of the best trial, in [-1, 1].

@@ -65,7 +65,7 @@ def warn_of_sources(
     for file in _each((*sources.values(), target)):
         _warn_of_strangers(file, recipe.layout, "left out")
     for part in _optional_parts(recipe.layout):
-        _warn_of_lacking(part, recipe, sources, contributing, "what the recipe makes")
+        _warn_of_lacking(part, recipe, sources, contributing, "the recipe's merge")
     _warn_of_uncompared(target, recipe.layout)
     _warn_of_sampling(recipe.layout, target, _each(sources.values()), "no merge turns the one into the other")
 
@@ -76,7 +76,7 @@ def warn_of_compared(layout: Layout, files: Sequence[TensorSource]) -> None:
     for file in (target, *candidates):
         _warn_of_strangers(file, layout, "left out")
         _warn_of_uncompared(file, layout)
-    _warn_of_sampling(layout, target, candidates, "similarities do not show that")
+    _warn_of_sampling(layout, target, candidates, "similarities do not show this")
 
 
 def _optional_parts(layout: Layout) -> tuple[ModelPart, ...]:

@@ -51,7 +51,7 @@ def new_recipe(
         layout: The name of the model family.
         mapping: The tool whose assignment of tensors to blocks is used, one of the layout's mappings. Default: the
             layout's first. Those of sd1, supermerger, mecha and model-mixer, differ in `time_embed` and the VAE.
-        output: The step that the recipe makes. Default: the last one.
+        output: The step that is the recipe's result. Default: the last one.
         presets: A file of presets, relative to the current folder.
 
     Returns:

@@ -70,7 +70,7 @@ class AttentionOptions(MetricOptions):
         distinct = set(self.seeds)
         if self.seeds and min(distinct) >= 0 and max(distinct) < 2**63 and len(distinct) == len(self.seeds):
             return []
-        expected = "must be one or more different whole numbers from 0 up, below 2^63"
+        expected = "must be one or more different whole numbers from 0 to 2^63 - 1"
         return [f"seeds: received {shown(self.seeds)}; {expected}"]
 
     def bound(self, *, used: bool) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def compare(
     chosen = select_blocks(layout, metric, blocks)
     # Without a base the candidate itself would be the reference, whose difference from itself explains nothing.
     if (METRICS[metric].needs_base or metric == "explained") and base is None:
-        raise InputError(f"missing; metric {metric!r} is about differences from a base model", field="base")
+        raise InputError(f"missing; the metric {metric!r} compares differences from a base model", field="base")
     reads = METRICS[metric].needs_prompts
     given = {"prompts": prompts, "clip_skip": clip_skip}
     if unread := [name for name, value in given.items() if value is not None and not reads]:

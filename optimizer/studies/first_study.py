@@ -328,7 +328,7 @@ def _check_place(folder: Path) -> None:
     refuse_links(folder, replaced=to_write)
     undo_unfinished(folder)
     if taken := [path for path in to_write if os.path.exists(path)]:
-        raise InputError(f"{path}: is there already; name another folder (`folder`)" for path in taken)
+        raise InputError(f"{path}: already exists; name another folder (`folder`)" for path in taken)
 
 
 def _parents(
@@ -337,7 +337,7 @@ def _parents(
     """Return the base and the other checkpoints that can be merged; add those left out to `notes`."""
     found = reader.sources(sources, target, notes)
     if not found:
-        raise InputError(["`sources`: no checkpoint is left of what was named", *notes])
+        raise InputError(["`sources`: none of the named checkpoints can be used", *notes])
     origin = _base_among(found, None if base is None else reader.open_source(base, target, "base"), notes)
     others = [source for source in found if source.digest != origin.digest]
     misfits = {source.path: _misfits(source, origin, target, mapping) for source in others}
@@ -350,11 +350,11 @@ def _parents(
     left_out = tuple(note for note in notes if note.startswith("left out: "))
     if not others:
         raise InputError(
-            [f"`sources`: nothing but the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
+            [f"`sources`: only the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
         )
     if len(others) > MOST_SEARCHED:
         raise InputError(
-            f"{len(others)} checkpoints; a recipe to start with has at most {MOST_SEARCHED}; leave some out",
+            f"{len(others)} checkpoints; a first recipe has at most {MOST_SEARCHED}; leave some out",
             field="sources",
         )
     return _Parents(origin, tuple(others), misfits)
@@ -375,7 +375,7 @@ def _freedom(target: _Opened, parents: _Parents, mapping: str, metric: str, note
     tied = len(others) * len(opened) > MOST_JOINT
     if tied:
         notes.append(
-            f"{len(others)} sources on {len(opened)} blocks are more numbers than are searched at once "
+            f"{len(others)} sources on {len(opened)} blocks need more free alphas than one stage searches "
             f"({MOST_JOINT}): each step has one for each kind of block (`tie: true`)"
         )
     notes += [
@@ -395,7 +395,9 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
             if pattern.search(source.path.stem):
                 notes.append(f"base: {source.path.name}, by its name; `base` names another")
                 return source
-    notes.append(f"base: {found[0].path.name}, the first, for no name looks like a base model's; `base` names another")
+    notes.append(
+        f"base: {found[0].path.name}, the first, because no name looks like a base model's; `base` names another"
+    )
     return found[0]
 
 
@@ -432,7 +434,7 @@ def _why_closed(target: _Opened, closed: Sequence[str], mapping: str) -> str:
     if missing:
         reason = f"the target has no {' and no '.join(missing)}"
     shown = target.layout.describe_blocks(closed)
-    return f"{shown} is closed (alpha 0): {reason}, so nothing tells what was merged there"
+    return f"{shown} is closed (alpha 0): {reason}, so its alphas cannot be fitted"
 
 
 def _names(origin: _Opened, others: Iterable[_Opened]) -> list[str]:
@@ -517,7 +519,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
     low, high = _RANGES[first.mode]
     bounds = f"[{low}, {high}]"
     alphas = (
-        f"One alpha for each kind of block (tie), as there are many models; for one a block: {{search: {bounds}}}."
+        f"One alpha for each kind of block (tie), because the models are many; for one a block: {{search: {bounds}}}."
         if first.tied
         else f"{blocks} has an alpha of its own, in {low}..{high}; for a single one: {{search: {bounds}, tie: true}}."
     )

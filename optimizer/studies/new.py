@@ -86,7 +86,7 @@ def new_study(
         target: The checkpoint to fit to.
         folder: The folder of the study.
         base: The model that differences are taken from. Default: the one called "base".
-        seed: The seed of the samplers, from 0 up.
+        seed: The seed of the samplers, at least 0.
         name: The name that separates its trials from those of other studies in a database. Default: the folder's.
         folders: Folders to search for checkpoints.
         hashes: A cache of hashes.

@@ -196,7 +196,9 @@ def _noted_step(recipe: Recipe, entry: FittedSearch, label: str, blocks: Sequenc
         raise RecipeError(f"{where}.step: {problem}")
     if entry.step is not None:
         if entry.step not in names:
-            raise RecipeError(f"{where}.step: received {entry.step!r}; the recipe's steps are {', '.join(names)}")
+            raise RecipeError(
+                f"{where}.step: received {entry.step!r}; must be one of the recipe's steps: {', '.join(names)}"
+            )
         return entry.step
     name = entry.name or ""
     if entry.strategy == "stepwise":

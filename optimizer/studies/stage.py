@@ -94,7 +94,7 @@ class _StageFields(UserFile):
                 "passes: a joint stage searches all alphas at once; leave it out, or write strategy: stepwise"
             )
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
-            problems.append(f"tolerance: received {self.tolerance:g}; must be a number from 0 up, such as 1e-6")
+            problems.append(f"tolerance: received {self.tolerance:g}; must be a number, at least 0, for example 1e-6")
         if not 1 <= self.trials <= _MOST_TRIALS:
             problems.append(f"trials: received {shown(self.trials)}; must be at least 1, at most {_MOST_TRIALS:,}")
         return problems
@@ -178,7 +178,7 @@ class Stage:
         passes score the last step, with the alphas of all other steps filled in.
 
         Args:
-            number: The number of the pass, from 1 up.
+            number: The number of the pass, at least 1.
 
         Returns:
             (name of the Optuna study, scored step, parameters) for each search.
@@ -266,10 +266,10 @@ def _stage_steps(entry: StageEntry, recipe: Recipe, problems: list[str]) -> tupl
     if not free:
         problems.append("steps: the recipe has no free alpha; write `alpha: {search: [0, 1]}` in a step")
     elif entry.steps is not None and not entry.steps:
-        problems.append(f"steps: received []; the steps with free alphas are {', '.join(free)}")
+        problems.append(f"steps: received []; must be among the steps with free alphas: {', '.join(free)}")
     named = dict.fromkeys(entry.steps or ())
     if unknown := [repr(name) for name in named if name not in order]:
-        problems.append(f"steps: received {', '.join(unknown)}; the recipe's steps are {', '.join(order)}")
+        problems.append(f"steps: received {', '.join(unknown)}; must be among the recipe's steps: {', '.join(order)}")
     if fixed := [repr(name) for name in named if free and name in order and name not in free]:
         has = "has" if len(fixed) == 1 else "have"
         problems.append(f"steps: {', '.join(fixed)} {has} no free alpha; write `alpha: {{search: [0, 1]}}` there")
@@ -316,7 +316,7 @@ def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> t
         if unseen := [block for block in listed if block not in seen and block not in beyond]:
             problems.append(
                 f"blocks: {layout.describe_blocks(unseen)} cannot be measured by {entry.metric!r}, which sees "
-                f"{layout.describe_blocks(seen)}; leave out what it does not see, or name a metric that sees it as "
+                f"{layout.describe_blocks(seen)}; leave these blocks out, or name a metric that sees them as "
                 "`elsewhere`"
             )
         listed |= {block for block in untied if block not in seen}

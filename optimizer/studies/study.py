@@ -46,7 +46,7 @@ class StudyEntry(UserFile):
         None,
         description="The model of the recipe that differences are taken from. Default: the one called base.",
     )
-    seed: StrictInt = Field(0, description="The seed of the samplers, from 0 up.")
+    seed: StrictInt = Field(0, description="The seed of the samplers, at least 0.")
     stages: list[StageEntry] = Field(description="The searches, one after another.")
 
 
@@ -67,7 +67,7 @@ class Study:
         target: The path of the target.
         target_file: The target as the study names it.
         base: The name of the model that differences are taken from; None without one.
-        seed: The seed of the samplers, from 0 up.
+        seed: The seed of the samplers, at least 0.
         stages: The stages, in the order in which they run.
         files: The sources that the stages need, as the recipe names them, {model: file}.
         missing: One line per file not found. Saved statistics in `folder` may replace these files.
@@ -176,8 +176,8 @@ def _no_study(folder: Path, missing: Path) -> str:
     holds = f"holds {'a checkpoint' if found == 1 else f'{found} checkpoints'} and " if found else ""
     reason = missing_file(missing, TEXT_SUFFIXES)
     return (
-        f"is no study: it {holds}lacks {missing.name} ({reason}); `first_study(TARGET, SOURCE, folder=FOLDER)` makes a "
-        "study, which is a folder of its own"
+        f"is not a study: it {holds}lacks {missing.name} ({reason}); `first_study(TARGET, SOURCE, folder=FOLDER)` makes "
+        "a study, which is a folder of its own"
     )
 
 
@@ -200,28 +200,28 @@ def study_of(entry: StudyEntry, recipe: Recipe, folder: Path, name: str) -> Stud
     stages: list[Stage] = []
     base = entry.base if entry.base is not None else ("base" if "base" in recipe.models else None)
     if base is not None and base not in recipe.models:
-        problems.append(f"base: received {base!r}; the recipe's models are {', '.join(recipe.models)}")
+        problems.append(f"base: received {base!r}; must be one of the recipe's models: {', '.join(recipe.models)}")
     if not 0 <= entry.seed < 2**63:
-        problems.append(f"seed: received {shown(entry.seed)}; must be a whole number from 0 up, below 2^63")
+        problems.append(f"seed: received {shown(entry.seed)}; must be a whole number from 0 to 2^63 - 1")
     if not 0 < len(entry.stages) <= MOST_STAGES:
-        received = len(entry.stages) or "empty"
-        raise StudyError(f"stages: {received}; a study has at least one stage, at most {MOST_STAGES}")
+        received = f"received {len(entry.stages)}" if entry.stages else "empty"
+        raise StudyError(f"stages: {received}; must be 1 to {MOST_STAGES}")
     names = [stage.name for stage in entry.stages]
     problems += [f"stages.{name}: defined twice" for name in sorted({name for name in names if names.count(name) > 1})]
     problems += [
-        f"stages.{name}: the name holds a '/', which stands between a stage's name and a step's; leave it out"
+        f"stages.{name}: the name contains a '/', which separates the names of stage and step; leave it out"
         for name in dict.fromkeys(names)
         if "/" in name
     ]
     if entry.name is not None and not _NAME.fullmatch(entry.name):
-        problems.append(f"name: received {entry.name!r}; letters, digits, '.', '_' and '-' may be used, 80 at most")
+        problems.append(f"name: received {entry.name!r}; must be at most 80 letters, digits, '.', '_' or '-'")
     problems += [
         f"stages.{name}: the name ends like that of a later generation of trials; leave out the '@' and the number"
         for name in dict.fromkeys(names)
         if _GENERATION.search(name)
     ]
     problems += [
-        f"stages.{name[:80]}: the name holds the character {letter!r}; write it on one line, without"
+        f"stages.{name[:80]}: the name contains the character {letter!r}; write it on one line, without"
         for name in dict.fromkeys(names)
         if (letter := unprintable(name)) is not None
     ]

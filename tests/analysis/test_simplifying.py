@@ -392,7 +392,7 @@ def test_free_alphas_and_invalid_losses_are_refused(simpler):
         simpler(free)
     for received in (-1e-4, float("nan"), float("inf")):
         for name in ("share", "tolerance"):
-            with pytest.raises(RecipeError, match=rf"{name}: received .*; must be a number from 0 up"):
+            with pytest.raises(RecipeError, match=rf"{name}: received .*; must be a number, at least 0"):
                 simpler(recipe_of(step("T", "base", "x", 0.5)), **{name: received})
 
 

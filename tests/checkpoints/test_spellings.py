@@ -79,7 +79,7 @@ def test_ldm_spelling_counts(tmp_path, write_sd1):
             assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in own.items())
             assert set(checkpoint.passed_over) == set(second)
     unusual = inspect_checkpoint(tmp_path / "a.ckpt").unusual
-    assert f"{next(iter(second))!r} and 15 more: once more under other names, with other values; not read" in unusual
+    assert f"{next(iter(second))!r} and 15 more: stored again under other names, with other values; not read" in unusual
 
 
 def test_equal_spellings_are_one_tensor(tmp_path, write_sd1):

@@ -369,6 +369,6 @@ def test_unknown_option(folder: Path, run: Run) -> None:
 def test_cuda_that_is_not_there(folder: Path, run: Run) -> None:
     """A GPU that torch cannot use is refused; the work does not silently run on the CPU."""
     if torch.cuda.is_available():
-        pytest.skip("there is a card")
+        pytest.skip("torch can use a GPU")
 
     refused(run("fit", folder, "--device", "cuda"), "cuda")

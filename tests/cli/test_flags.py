@@ -80,7 +80,7 @@ def line_of(capsys, *arguments):
             lambda: compare(BASE, TARGET, metric="delta"),
             ("compare", BASE, "--target", TARGET, "--metric", "delta"),
             "base",
-            "missing; metric 'delta' is about differences from a base model",
+            "missing; the metric 'delta' compares differences from a base model",
             None,
         ),
         (
@@ -188,7 +188,7 @@ def test_a_place_in_a_file_is_no_argument(capsys, study):
     [
         ("name it (`storage`)", "name it (--storage)"),
         ("`fresh=True` starts anew", "--fresh starts anew"),
-        ("go on all the same (`check_hashes=False`)", "go on all the same (--no-verify)"),
+        ("continue anyway (`check_hashes=False`)", "continue anyway (--no-verify)"),
         ("`workers=1` joins in", "--workers 1 joins in"),
         ("`folders=[DIR]` names more", "--models DIR names more"),
         ("merge with `vae='a b.pt'`", 'merge with --vae "a b.pt"'),

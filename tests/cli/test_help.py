@@ -87,8 +87,8 @@ def test_no_arguments_print_the_help():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["fti"], "blockfit: No such command 'fti'. Did you mean 'fit'? blockfit --help tells more"),
-        (["fit"], "blockfit: Missing argument 'STUDY'; blockfit fit --help tells more"),
+        (["fti"], "blockfit: No such command 'fti'. Did you mean 'fit'? see blockfit --help"),
+        (["fit"], "blockfit: Missing argument 'STUDY'; see blockfit fit --help"),
         (["merge", "x", "--dtype", "fp8", "-o", "y"], "blockfit: Invalid value for '--dtype'"),
     ],
 )

@@ -355,7 +355,7 @@ def test_control_characters_in_other_files_are_escaped(folder: Path, run: Run, w
     (folder / "recipe.yaml").write_text(MODELS + step("S", alpha="{search: [0, 1]}"), encoding="utf-8")
     study = STUDY.replace("STAGE", f'"a{escaped}b"')
     (folder / "study.yaml").write_text(study, encoding="utf-8")
-    assert "the name holds the character" in refused(run, folder, "status", folder)
+    assert "the name contains the character" in refused(run, folder, "status", folder)
 
     (folder / "text.txt").write_text(f'"a{escaped}b" x 0.5 + B x 0.5 = T\nB x 0.5 = {sign.strip()}c', encoding="utf-8")
     code, _, err = run("import", folder / "text.txt", "-o", folder / "new.yaml")

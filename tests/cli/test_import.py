@@ -56,7 +56,7 @@ def test_json_has_the_counts_and_the_warnings(tmp_path, capsys):
         ("T x 0.5 + B x 0.5 = U\nU x 0.5 + B x 0.5 = T", ["steps: cycle"]),
         (
             "A x 0.5 + B x 0.5 = T\nMIX = T x 0.7 + C x 0.2",
-            ["in 'MIX = T x 0.7 + C x 0.2'; it goes on from 'T', and the recipe would end a step too early: rewrite"],
+            ["in 'MIX = T x 0.7 + C x 0.2'; it continues from 'T', and the recipe would end a step too early: rewrite"],
         ),
         (
             "A x 0.5 + B x 0.5 = T\n| Method | A | B | C | Name |\n| Train Difference @ 1.0 | T | C | D | MIX |",

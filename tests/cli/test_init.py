@@ -186,7 +186,7 @@ def test_a_target_without_text_encoder_closes_base(here, write_sd1, sd1_tensors,
         write_sd1(here / f"{name}.safetensors", seed=seed, around=around)
     write_sd1(here / "unet.safetensors", seed=5, around=around, text_encoder=False, vae=False)
     files = ("unet.safetensors", "base.safetensors", "x.safetensors", "y.safetensors")
-    why = "BASE is closed (alpha 0): the target has no text encoder, so nothing tells what was merged there"
+    why = "BASE is closed (alpha 0): the target has no text encoder, so its alphas cannot be fitted"
 
     assert run("init", *files, "-o", "mine") == 0
 
@@ -320,7 +320,7 @@ def test_a_folder_without_usable_files_is_refused(here, capsys):
     assert run("init", "my models/closed.safetensors", "bad") == 2
 
     first, second = capsys.readouterr().err.splitlines()
-    assert "no checkpoint is left" in first
+    assert "none of the named checkpoints can be used" in first
     files = ", ".join(str(Path("bad", f"{name}.safetensors")) for name in "ab")
     assert second == f"blockfit: left out: {files}: the file is empty (0 bytes)"
 
@@ -340,13 +340,13 @@ def test_a_mapping_makes_the_recipe_exportable(here, tool):
     ("arguments", "words"),
     [
         (["closed", "closed"], ["SOURCE: ", "is the target itself"]),
-        (["closed", "base"], ["nothing but the base"]),
+        (["closed", "base"], ["only the base"]),
         (["closed", "gone", "bold"], ["SOURCE: gone: no such file", "looked in"]),
         (["gone", "base", "bold"], ["TARGET: gone"]),
         (["closed", "bold", "slanted", "--base", "gone"], ["--base: gone"]),
         (["closed", "bold", "xl"], ["xl.safetensors: is an SDXL checkpoint (4 input channels"]),
         (["closed", "empty"], ["empty: no checkpoint in this folder"]),
-        (["closed", "base", "bold", "-o", "taken"], ["taken", "is there already", "-o"]),
+        (["closed", "base", "bold", "-o", "taken"], ["taken", "already exists", "-o"]),
         (["closed", "base", "bold", "-o", "file"], ["file: cannot be made"]),
         (["closed", "base", "bold", "--metric", "x"], ["--metric: received 'x'; must be one of explained"]),
         (["closed", "base", "bold", "--mapping", "x"], ["--mapping: received 'x'; must be one of supermerger"]),

@@ -125,7 +125,7 @@ def test_another_file(folder: Path, write_sd1: Write, run: Run, command: str, di
     assert line == (
         f"blockfit: {folder / 'done.yaml'}: models.one.sha256: {noted[:10]} is noted, but {folder / 'one.safetensors'} "
         f"has the hash {found[:10]}: it is not the file that was used; put that file there, correct or "
-        "leave out `sha256`, or go on all the same (--no-verify)"
+        "leave out `sha256`, or continue anyway (--no-verify)"
     )
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     assert run(*arguments, "--no-verify")[0] == 0

@@ -56,11 +56,11 @@ def write(tmp_path):
         (
             '"D{n:02}"',
             '"D{m:02}"',
-            "places.dit.double.{n}.: received 'D{m:02}'; with {n} from 0 up it must be the name",
+            "places.dit.double.{n}.: received 'D{m:02}'; must be the name of a block for every {n}",
         ),
         ("  dit.final.: END\n", "", "blocks: no place assigns tensors to END"),
-        ("  text.two.: T5", "  words.: T5", "places.words.: begins with the prefix of no part"),
-        ("  text.one.: CLIP\n", "", "parts.first text encoder: 'text.one.' begins with no place, and so has no block"),
+        ("  text.two.: T5", "  words.: T5", "places.words.: must begin with the prefix of a part"),
+        ("  text.one.: CLIP\n", "", "parts.first text encoder: 'text.one.' begins with no place, so it has no block"),
         (r"norm\.scale'", "norm(scale'", "mappings.scaleless.leaves: received "),
         (
             r"'model\.dit\.', to: dit.",

@@ -243,7 +243,7 @@ def test_invalid_alphas(value, part):
         ("| OUT03 | OUT04 |\n| -250% | 90% |", "-250 % is not a similarity; it must be from -100 to 100 %"),
         ("| OUT03 | OUT04 |\n| 95% | 90% |\nTotal: 250%", "250 % is not a similarity; it must be from -100 to 100 %"),
         (f"MINE\t{NUMBERS}\nMINE\t{NUMBERS.replace('0.17', '0.18')}", "preset 'MINE' has other numbers on line 3"),
-        ("A x 0.7 + (B - C) x 0.3 = U", "there must be one model with the factor 1"),
+        ("A x 0.7 + (B - C) x 0.3 = U", "one model or a sum must have the factor 1"),
         ("Mix of V3 x 0.5 + B x 0.5 = U", "a name with spaces needs quotation marks"),
         ("best one + B = U", "a name with spaces needs quotation marks where there are no numbers"),
         ("Ax0.5+Bx0.5 = U", "if 'Ax0.5' is not one name, write spaces"),

@@ -627,7 +627,7 @@ def test_lines_that_may_define_a_source(line):
 )
 def test_lines_that_continue_from_the_output(line):
     """A line that is not understood but continues from the last step is an error."""
-    assert any("it goes on from 'T1'" in problem for problem in refused(T1 + line))
+    assert any("it continues from 'T1'" in problem for problem in refused(T1 + line))
 
 
 def test_table_with_a_column_of_formulas():

@@ -111,9 +111,9 @@ def test_steps_of_a_parent_are_named_after_it():
     [
         (
             {"type": "sd-webui-supermerger", "mode": "Magic"},
-            ["B: stays a model", "sd_merge_recipe of b2b2b2b2b2", "Magic"],
+            ["B: remains a model", "sd_merge_recipe of b2b2b2b2b2", "Magic"],
         ),
-        ({"type": "other-tool"}, ["B: stays a model", "other-tool"]),
+        ({"type": "other-tool"}, ["B: remains a model", "other-tool"]),
         (
             {
                 "type": "sd-webui-model-mixer",
@@ -124,12 +124,12 @@ def test_steps_of_a_parent_are_named_after_it():
                 "model_a": "C",
                 "model_b": "D",
             },
-            ["B: stays a model", "mapping: received 'model-mixer'", "'supermerger'", "time_embed"],
+            ["B: remains a model", "mapping: received 'model-mixer'", "'supermerger'", "time_embed"],
         ),
     ],
 )  # fmt: skip
 def test_parents_that_a_recipe_cannot_express(parent, words):
-    """A parent with an unsupported recipe, or another mapping, stays a model; a warning gives the reason."""
+    """A parent with an unsupported recipe, or another mapping, remains a model; a warning gives the reason."""
     recipe, warnings = read(webui("A", "B", 0.3), {"B": parent})
 
     assert (list(recipe.models), len(recipe.steps)) == (["A", "B"], 1)
@@ -194,10 +194,10 @@ def test_parent_of_itself():
 
 
 def test_parents_of_each_other():
-    """If two models are each other's parents, the first is put in; the second stays a model, with a warning."""
+    """If two models are each other's parents, the first is put in; the second remains a model, with a warning."""
     recipe, (warning,) = read(webui("A", "B", 0.3), {"B": webui("C", "D", 0.5), "C": webui("B", "D", 0.25)})
 
     inner = weight_sum(alone("C"), alone("D"), everywhere(0.5))
     assert_coefficients(block_coefficients(recipe), weight_sum(alone("A"), inner, everywhere(0.3)))
-    assert warning.startswith("C: stays a model")
+    assert warning.startswith("C: remains a model")
     assert "cycle" in warning

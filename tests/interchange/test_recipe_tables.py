@@ -171,7 +171,7 @@ def test_rows_that_are_refused(row, words):
     (problem,) = caught.value.problems
     assert problem.startswith("line 4: not understood: ")
     assert words in problem
-    assert "it goes on from 'T'" in problem
+    assert "it continues from 'T'" in problem
 
 
 def test_refused_row_that_another_needs():

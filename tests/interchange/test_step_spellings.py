@@ -278,7 +278,7 @@ def test_lost_last_step_is_an_error(line):
 
     (problem,) = caught.value.problems
     assert problem.startswith("line 2: not understood: ")
-    assert "it goes on from 'T1', and the recipe would end a step too early" in problem
+    assert "it continues from 'T1', and the recipe would end a step too early" in problem
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from optimizer.library import HashCache, inspect_checkpoint, sha256
 
 TEXT = "cond_stage_model.transformer.text_model."
 IDS = TEXT + "embeddings.position_ids"
-RIGHT = "they should be int64 0..76; a merge writes them so"
+RIGHT = "they should be int64 0..76; a merge writes the correct values"
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 
 

@@ -210,7 +210,9 @@ def test_one_number_out_of_range(tmp_path, write_family):
     large[CHUNK + 1], large[-1] = 70000.0, -80000.0
     write_family(base={name: large})
 
-    with pytest.raises(CheckpointError, match=r"the merge reaches 80000.*, but float16 ends at 65504") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"the merge reaches 80000.*; must be at most 65504, the largest float16 number"
+    ) as caught:
         run(tmp_path, 0.0)
 
     assert repr(name) in str(caught.value)

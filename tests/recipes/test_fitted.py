@@ -82,6 +82,6 @@ def test_what_is_wrong_is_named():
     assert search.problems == {
         "name": "received 3; must be text, as a fit writes it",
         "similarity": "received 7; must be a number in [-1, 1]",
-        "seeds": "received [True]; must be one or more whole numbers from 0 up",
-        "clip_skip": "received 0; must be a whole number from 1 up",
+        "seeds": "received [True]; must be one or more whole numbers, at least 0",
+        "clip_skip": "received 0; must be a whole number, at least 1",
     }

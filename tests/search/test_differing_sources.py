@@ -204,7 +204,7 @@ def test_fits_and_ceilings_warn_of_a_mismatched_source(study):
     x, target = (folder / f"{name}.safetensors" for name in ("x", "target"))
     expected = [
         f"{x}: 1 tensor is no part of Stable Diffusion 1.x and is left out: 'lora_x.weight'",
-        f"{x}: no VAE; what the recipe makes has that of base.safetensors",
+        f"{x}: no VAE; the recipe's merge has that of base.safetensors",
         f"{x}: predicts velocity (v_pred), but {target} predicts noise; no merge turns the one into the other",
     ]
 
@@ -239,7 +239,7 @@ def test_compare_warns_once_of_each_file(study):
     lines = warnings_of(lambda: compare(*paths[:2], metric="delta", base=paths[2], blocks="output"))
 
     unknown = "1 tensor is no part of Stable Diffusion 1.x and is left out: 'lora_x.weight'"
-    velocity = f"but {paths[1]} predicts velocity (v_pred); similarities do not show that"
+    velocity = f"but {paths[1]} predicts velocity (v_pred); similarities do not show this"
     assert sorted(lines) == sorted(
         [
             f"{paths[0]}: {unknown}",

@@ -104,7 +104,7 @@ def test_passes_are_resumed(write_study, planted):
     [
         ({"passes": 0}, "passes: received 0; must be at least 1"),
         ({"passes": 2, "strategy": "joint"}, "passes: a joint stage searches all alphas at once"),
-        ({"passes": 2, "tolerance": -1}, "tolerance: received -1; must be a number from 0 up"),
+        ({"passes": 2, "tolerance": -1}, "tolerance: received -1; must be a number, at least 0"),
         ({"passes": 2, "tolerance": ".nan"}, "tolerance: received nan; must be"),
     ],
 )

@@ -246,7 +246,7 @@ def test_missing_files(write_study, target, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "expected"),
     [
-        ("{name: a/b}", "stages.a/b: the name holds a '/'"),
+        ("{name: a/b}", "stages.a/b: the name contains a '/'"),
         ("{name: a, seeds: [1, 1]}", "seeds: received .1, 1.; must be one or more different"),
         ("{name: a, blocks: OUT09}", "stages.a.blocks: no free alpha of T1 moves OUT09"),
     ],
@@ -322,4 +322,4 @@ def test_folders_that_are_no_study(pool, tmp_path):
     ):
         with pytest.raises(StudyError) as caught:
             load_study(folder)
-        assert caught.value.problems == (f"{folder}: is no study: {contents}; {made}",)
+        assert caught.value.problems == (f"{folder}: is not a study: {contents}; {made}",)

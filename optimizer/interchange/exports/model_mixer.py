@@ -101,8 +101,8 @@ def _chain_problems(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
         for name, places in nested.items()
     ]
     problems += [
-        f"{listed(places)}: received {name!r}; model-mixer subtracts one base model in every step, and "
-        f"steps.{bases[0][0]} has {bases[0][1]!r}; make a file of the steps before it first (`merge(step=...)`), "
+        f"{listed(places)}: received {name!r}; model-mixer subtracts the same base model in every step, "
+        f"{bases[0][1]!r} in steps.{bases[0][0]}; make a file of the steps before it first (`merge(step=...)`), "
         f"{elsewhere}"
         for name, places in subtracted.items()
     ]

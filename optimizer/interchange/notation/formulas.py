@@ -220,13 +220,13 @@ def interpret(formula: Sum) -> Part:
         found = _several(terms)
         if found is None:
             raise NotUnderstood(
-                "beside differences, as (B - C) x alpha, there must be one model with the factor 1, or a sum"
+                "beside differences, (B - C) x alpha for example, one model or a sum must have the factor 1"
             )
     found = found or _weight_sum(terms) or _triple_sum(terms) or _several(terms)
     if found is not None:
         return found
     if len(terms) == 1:
-        raise NotUnderstood("a single model: there is nothing to merge")
+        raise NotUnderstood("a single model; nothing to merge")
     raise NotUnderstood(_why_not(terms))
 
 

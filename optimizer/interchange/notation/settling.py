@@ -144,7 +144,7 @@ class Settling:
         ]
         unread += [str(line) for line in self._found.rejected if line.line in self._found.unread_names]
         return unread + [
-            f"{line}; it goes on from {output!r}, and the recipe would end a step too early: rewrite the line, or "
+            f"{line}; it continues from {output!r}, and the recipe would end a step too early: rewrite the line, or "
             "remove it"
             for line in self._found.rejected
             if line.line not in self._found.unread_names

@@ -78,7 +78,7 @@ class StatementNames:
         second_names: dict[str, str] = {}
         for line, text, (first, second) in self._same:
             if (first in steps) == (second in steps):
-                self._refuse(line, text, "a second name for a model; there is nothing to merge", (first, second))
+                self._refuse(line, text, "a second name for a model; nothing to merge", (first, second))
                 continue
             step, second_name = (first, second) if first in steps else (second, first)
             second_names[second_name] = step

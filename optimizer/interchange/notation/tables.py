@@ -232,7 +232,7 @@ def step_of_cells(cells: Mapping[str, str]) -> ReadStep | Refused:
     if method is None and cells.get("method", "") and _model(cells["method"]):
         return Refused(f"the method {cells['method'][:40]!r} must be weighted sum or add difference", _result(cells))
     if method is not None and method.mode == "none":
-        return Refused("no interpolation: a single model; there is nothing to merge", _result(cells))
+        return Refused("no interpolation: a single model; nothing to merge", _result(cells))
     remarks = [
         text for place in ("a", "b", "c", "name") for text in re.findall(r"[(\[][^()\[\]]*[)\]]", cells.get(place, ""))
     ]

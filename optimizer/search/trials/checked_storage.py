@@ -184,7 +184,7 @@ class CheckedStorage(BaseStorage):
             # A TypeError concerns the caller's value, not the storage.
             if is_unavailable(error) or isinstance(error, TypeError):
                 raise
-            raise BrokenStorage(f"{self._where}: takes no trials: {_in_words(error)}{self._again}") from error
+            raise BrokenStorage(f"{self._where}: cannot store trials: {_in_words(error)}{self._again}") from error
 
     def _broken(self, part: str, reason: str) -> BrokenStorage:
         return BrokenStorage(f"{self._where}: {part} cannot be read: {reason}{self._again}")

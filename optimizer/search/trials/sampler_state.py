@@ -133,7 +133,7 @@ class _Optimizer:
             raise _Refused("has an optimizer with values other than numbers")
         draws = state.get("_n_max_resampling", 0)
         if type(draws) is not int or draws > _MOST_DRAWS:
-            raise _Refused("lets an optimizer draw points without end")
+            raise _Refused("lets an optimizer draw too many points")
         _check_values(state)
 
 
@@ -150,11 +150,11 @@ def _check_values(state: Mapping[str, object]) -> None:
                 raise _Refused("has an optimizer with values other than numbers")
             # A list may contain itself, or another list many times; this limit ends the loop in time.
             if len(inner) > 2 * _MOST_INSTRUCTIONS:
-                raise _Refused("is nested without end")
+                raise _Refused("is nested too deeply")
         if not inner:
             return
         level = inner
-    raise _Refused("is nested without end")
+    raise _Refused("is nested too deeply")
 
 
 _STANDING_IN: Mapping[tuple[str, str], Callable[..., object]] = MappingProxyType(

@@ -55,7 +55,7 @@ def test_steps_that_are_no_chain():
     nested, base = refused(make_recipe(*steps, mapping="model-mixer"), "model-mixer")
 
     assert nested.startswith("steps.T3.b: received the step 'T2'; model-mixer takes only files beside its one chain")
-    assert base.startswith("steps.T4.c: received 'y'; model-mixer subtracts one base model in every step, and steps.T3")
+    assert base.startswith("steps.T4.c: received 'y'; model-mixer subtracts the same base model in every step, ")
     assert "`merge(step=...)`" in nested
     assert "`merge(step=...)`" in base
 

@@ -155,11 +155,11 @@ FIT = {
     "bound to something deep": "were scored with another",
     "under no alphas": "lack the other alphas under which",
     "state of a sampler": "not a state of CMA-ES",
-    "a rule that refuses": "takes no trials",
-    "a column more that must be filled": "takes no trials: NOT NULL",
-    "range logarithmic": "takes no trials",
-    "range of whole numbers": "takes no trials",
-    "range of choices": "takes no trials",
+    "a rule that refuses": "cannot store trials",
+    "a column more that must be filled": "cannot store trials: NOT NULL",
+    "range logarithmic": "cannot store trials",
+    "range of whole numbers": "cannot store trials",
+    "range of choices": "cannot store trials",
 }
 
 

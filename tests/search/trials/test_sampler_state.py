@@ -225,7 +225,7 @@ NDARRAY = text("numpy") + text("ndarray") + b"\x93"
         (HEAD + CMA + b"}" + text("__class__") + text("os") + b"sN}" + b"b.", ""),
         (HEAD + CMA + b"}K\x01K\x01sb.", "values other than numbers"),
         (HEAD + CMA + b"}" + text("_f") + DTYPE + b"sb.", "values other than numbers"),
-        (HEAD + CMA + b"}" + text("_f") + b"]" + b"\x94h\x00\x61" + b"sb.", "nested without end"),
+        (HEAD + CMA + b"}" + text("_f") + b"]" + b"\x94h\x00\x61" + b"sb.", "nested too deeply"),
         (HEAD + DTYPE + text("O") + b"\x89\x88\x87R.", "not numbers"),
         (HEAD + DTYPE + text("V9999999999") + b"\x89\x88\x87R.", "not numbers"),
         (HEAD + F8 + b"}b.", "unlike numpy's"),
@@ -310,7 +310,7 @@ def test_multiplied_lists_are_refused():
     data = HEAD + CMA + b"}" + text("_f")
     inner, outer = b"]\x94" + b"(" + b"N" * 40_000 + b"e", b"](" + b"h\x00" * 10_000 + b"e"
 
-    assert "nested without end" in refusal(trial_of(data + b"(" + inner + outer + b"tsb.", piece=2045))
+    assert "nested too deeply" in refusal(trial_of(data + b"(" + inner + outer + b"tsb.", piece=2045))
 
 
 def test_endless_draws_are_refused():

@@ -338,7 +338,9 @@ class TestUnavailable:
                 with closing(sqlite3.connect(made.folder / "study.db", isolation_level=None)) as database:
                     database.execute("drop table trial_values")
 
-        with pytest.raises(StorageLost, match=r"study\.db: takes no trials: no such table: trial_values.* started$"):
+        with pytest.raises(
+            StorageLost, match=r"study\.db: cannot store trials: no such table: trial_values.* started$"
+        ):
             fit(made, events=FitEvents(finished=finished))
 
         assert load_recipe(made.folder / "best.yaml").fitted.complete is False
