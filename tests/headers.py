@@ -1,4 +1,4 @@
-"""Checkpoint files of any size that need no disk space: a header and a hole in place of the data."""
+"""Checkpoint files of any size that need no disk space: a header, and a sparse region in place of the data."""
 
 import json
 import struct

@@ -176,8 +176,8 @@ def _no_study(folder: Path, missing: Path) -> str:
     holds = f"holds {'a checkpoint' if found == 1 else f'{found} checkpoints'} and " if found else ""
     reason = missing_file(missing, TEXT_SUFFIXES)
     return (
-        f"is not a study: it {holds}lacks {missing.name} ({reason}); `first_study(TARGET, SOURCE, folder=FOLDER)` makes "
-        "a study, which is a folder of its own"
+        f"is not a study: it {holds}lacks {missing.name} ({reason}); `first_study(TARGET, SOURCE, folder=FOLDER)` "
+        "makes a study, which is a folder of its own"
     )
 
 

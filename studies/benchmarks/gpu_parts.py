@@ -390,7 +390,7 @@ def attention(context: Context) -> Figures:
         "seconds, once": seconds,
         "logits of a candidate": logits,
         "terms were kept": by_terms,
-        "peak of the card's memory, bytes": memory,
+        "peak of the GPU's memory, bytes": memory,
         "largest difference of terms and products": difference,
         "largest difference in tf32": float((in_tf32 - exact).abs().max()),
         "problems": problems,
@@ -501,7 +501,7 @@ def inner_products(context: Context) -> Figures:
         "bytes": size,
         "GB/s": 1e-9 * size / best,
         "processor / device": seconds["processor"] / best,
-        "peak of the card's memory, bytes": peak_memory(device),
+        "peak of the GPU's memory, bytes": peak_memory(device),
     }
 
 
@@ -633,7 +633,7 @@ def encoder(context: Context) -> Figures:
             "candidates a second": rates,
             "seconds, once": seconds,
             "sources": len(comparison.sources),
-            "peak of the card's memory, bytes": peak_memory(device),
+            "peak of the GPU's memory, bytes": peak_memory(device),
             "largest difference from the processor": difference,
             "problems": [] if difference <= AGREEMENT else [f"encoder differs by {difference:.1e}"],
         }
@@ -665,7 +665,7 @@ def pictures(context: Context) -> Figures:
         "steps": steps,
         "side of a picture": found.target.drawn[0].picture.width,
         "latent distance": distance,
-        "peak of the card's memory, bytes": peak_memory(device),
+        "peak of the GPU's memory, bytes": peak_memory(device),
         "problems": [] if math.isfinite(distance) else ["the latents are not finite"],
     }
 
@@ -688,7 +688,7 @@ def memory(context: Context) -> Figures:
             if device.type == "cpu":
                 figures = _with_a_full_processor(build, given)
             else:
-                figures = _with_a_full_card(build, given, device)
+                figures = _with_a_full_gpu(build, given, device)
     after, moved = figures.pop("scores with little memory"), figures.pop("scores with none")
     messages = {str(each.message) for each in caught if issubclass(each.category, BlockfitWarning)}
     roomy = figures.pop("scores")
@@ -704,7 +704,7 @@ def memory(context: Context) -> Figures:
     return {**figures, "problems": problems}
 
 
-def _with_a_full_card(build: Callable[[torch.device], Metric], given: Tensor, device: torch.device) -> Figures:
+def _with_a_full_gpu(build: Callable[[torch.device], Metric], given: Tensor, device: torch.device) -> Figures:
     metric = MovableMetric(build, device, "the attention metric")
     roomy = metric.score(given)
     taken: list[Tensor] = []
@@ -753,8 +753,8 @@ def _with_a_full_processor(build: Callable[[torch.device], Metric], given: Tenso
                 raise full
             return self.metric.score(coefficients)
 
-    card, processor = torch.device("cuda"), torch.device("cpu")
-    metric = MovableMetric(lambda each: Failing(build(processor)) if each == card else build(each), card, "it")
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    metric = MovableMetric(lambda device: Failing(build(cpu)) if device == gpu else build(device), gpu, "it")
     scores = metric.score(given)
     moved = metric.score(given[:4])
     return {"scores": scores, "scores with little memory": scores, "scores with none": moved, "bytes left": None,

@@ -454,9 +454,9 @@ def _alphas(draw):
     chosen = draw(st.sets(st.sampled_from(BLOCKS), min_size=1))
     blocks = tuple(block for block in BLOCKS if block in chosen)
     low = draw(st.floats(-1, 0.5))
-    hole = Free(low, low + 1.0, blocks, draw(st.booleans()), draw(st.sampled_from([None, 0.01])), None)
+    free = Free(low, low + 1.0, blocks, draw(st.booleans()), draw(st.sampled_from([None, 0.01])), None)
     rest = draw(_factors)
-    return Alpha({block: rest for block in BLOCKS if block not in blocks}, (hole,))
+    return Alpha({block: rest for block in BLOCKS if block not in blocks}, (free,))
 
 
 @st.composite

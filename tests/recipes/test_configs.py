@@ -96,7 +96,7 @@ def test_the_articles_study() -> None:
         original = whole.step(step.name)
         assert (step.mode, step.inputs) == (original.mode, original.inputs)
         for name, alpha in original.alphas.items():
-            searched = {block for hole in step.alphas[name].free for block in hole.blocks}
+            searched = {block for free in step.alphas[name].free for block in free.blocks}
             rest = {block for block, value in alpha.values.items() if value} - searched
             # Of the text encoder's steps only BASE is used.
             unused = step.name in ("TRY1", "BlessingEncV0")

@@ -77,7 +77,7 @@ def test_fixed_alphas(tmp_path, text, expected):
 
 
 @pytest.mark.parametrize(
-    ("text", "holes", "fixed"),
+    ("text", "free_alphas", "fixed"),
     [
         ("{search: [0, 1]}", [Free(0.0, 1.0, BLOCKS)], {}),
         ("{search: [-0.5, 1.5], blocks: OUT03-OUT04}", [Free(-0.5, 1.5, ("OUT03", "OUT04"))], {}),
@@ -92,18 +92,18 @@ def test_fixed_alphas(tmp_path, text, expected):
         ),
     ],
 )
-def test_free_alphas(tmp_path, text, holes, fixed):
+def test_free_alphas(tmp_path, text, free_alphas, fixed):
     """Free alphas are read with bounds, blocks, tie, step and start; blocks beside them hold their numbers."""
     alpha = read_alpha(tmp_path, text)
 
-    assert alpha.free == tuple(holes)
-    searched = {block for hole in holes for block in hole.blocks}
+    assert alpha.free == tuple(free_alphas)
+    searched = {block for free in free_alphas for block in free.blocks}
     rest = {block: fixed.get(block, 0.0) for block in BLOCKS if block not in searched}
     assert {block: alpha.at(block) for block in rest} == rest
 
 
 @pytest.mark.parametrize(
-    ("hole", "expected"),
+    ("free", "expected"),
     [
         (Free(0.0, 1.0, BLOCKS), 0.0),
         (Free(-1.0, 1.0, BLOCKS), 0.0),
@@ -114,10 +114,10 @@ def test_free_alphas(tmp_path, text, holes, fixed):
         (Free(-0.3, 1.0, BLOCKS, step=0.2), -0.1),
     ],
 )
-def test_starting_values(hole, expected):
+def test_starting_values(free, expected):
     """A free alpha starts at its start, else at 0 or the bound nearest to 0, on its grid (ties to even steps)."""
-    assert hole.starting_value == pytest.approx(expected, abs=1e-12) or (
-        hole.step == 0.2 and hole.starting_value == pytest.approx(0.1)
+    assert free.starting_value == pytest.approx(expected, abs=1e-12) or (
+        free.step == 0.2 and free.starting_value == pytest.approx(0.1)
     )
 
 
@@ -130,16 +130,16 @@ def test_starting_values(hole, expected):
 )
 def test_grid(low, width, parts, value):
     """A value on the grid is the nearest whole number of steps from the lower bound, within the bounds."""
-    hole = Free(low, low + width, BLOCKS, step=min(width / parts, low + width - low))
-    assert hole.step is not None
+    free = Free(low, low + width, BLOCKS, step=min(width / parts, low + width - low))
+    assert free.step is not None
 
-    found = hole.on_grid(value)
+    found = free.on_grid(value)
 
-    steps = (found - low) / hole.step
+    steps = (found - low) / free.step
     assert abs(steps - round(steps)) < 1e-6
-    assert low - 1e-9 <= found <= hole.high + 1e-9
-    last = math.floor((hole.high - low) / hole.step + 1e-9)
-    nearest = min((low + n * hole.step for n in range(last + 1)), key=lambda point: abs(point - value))
+    assert low - 1e-9 <= found <= free.high + 1e-9
+    last = math.floor((free.high - low) / free.step + 1e-9)
+    nearest = min((low + n * free.step for n in range(last + 1)), key=lambda point: abs(point - value))
     assert abs(found - value) <= abs(nearest - value) + 1e-9
 
 
@@ -398,7 +398,7 @@ NAMES = st.text(SIGNS, min_size=1, max_size=8).map(str.strip).filter(bool)
 
 
 @st.composite
-def holes(draw, *, with_blocks):
+def free_alphas(draw, *, with_blocks):
     """Draw a free alpha as data."""
     low = draw(st.floats(-2, 1))
     high = low + draw(st.floats(0.01, 3))
@@ -424,11 +424,11 @@ def alphas(draw):
     if kind == "numbers":
         return draw(st.lists(number, min_size=26, max_size=26))
     if kind == "free":
-        return draw(holes(with_blocks=True))
+        return draw(free_alphas(with_blocks=True))
     blocks, data = draw(BLOCK_LISTS), {}
     while blocks:
         taken = draw(st.integers(1, len(blocks)))
-        data[",".join(blocks[:taken])] = draw(st.one_of(number, holes(with_blocks=False)))
+        data[",".join(blocks[:taken])] = draw(st.one_of(number, free_alphas(with_blocks=False)))
         blocks = blocks[taken:]
     return data
 
