@@ -166,7 +166,7 @@ def test_differences_on_the_next_line():
 
     (problem,) = problems_of("A x 0.5 + B x 0.5 = T\n  + (C - D) x 0.3")
     assert problem.startswith(
-        "line 2: not understood: a formula without a name; write = NAME after it, in '+ (C - D) x 0.3'; it goes on"
+        "line 2: not understood: a formula without a name; write = NAME after it, in '+ (C - D) x 0.3'; it continues"
     )
 
 

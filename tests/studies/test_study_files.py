@@ -112,7 +112,7 @@ APART = """\
     ("steps", "stages", "fields", "parts"),
     [
         (STEPS, "  - {name: s, steps: [T9]}\n", {}, ["stages.s.steps", "received 'T9'", "T1, T2"]),
-        (STEPS, "  - {name: s, steps: [T9, T8, T9]}\n", {}, ["stages.s.steps", "received 'T9', 'T8'; the recipe's"]),
+        (STEPS, "  - {name: s, steps: [T9, T8, T9]}\n", {}, ["stages.s.steps", "received 'T9', 'T8'; must be among"]),
         (
             STEPS.replace("{search: [0, 1], tie: true}", "0.5"),
             "  - {name: s, steps: [T2]}\n",
