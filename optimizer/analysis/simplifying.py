@@ -754,9 +754,9 @@ def _tidied(
             shorter = replace(recipe, steps=tuple(narrow if step.name == name else step for step in recipe.steps))
             if _same(kept, _results(shorter, places, groups, sources)):
                 recipe = shorter
-                gone = {(name, alpha) for alpha in zero}
+                removed = {(name, alpha) for alpha in zero}
                 pairs = {
-                    old: (name, "alpha") if new[0] == name else new for old, new in pairs.items() if new not in gone
+                    old: (name, "alpha") if new[0] == name else new for old, new in pairs.items() if new not in removed
                 }
     needed = {name for place in places.values() for name in _ancestors(recipe, place)}
     steps = tuple(step for step in recipe.steps if step.name in needed)

@@ -114,8 +114,8 @@ class _Header:
             if name.startswith("*."):
                 found = next((each for each in self.shapes if each.endswith(name[1:])), None)
             elif name.endswith("*"):
-                there = not name.endswith(".*") or full[:-1] in self.folders
-                found = next((each for each in self.shapes if each.startswith(full[:-1])), None) if there else None
+                possible = not name.endswith(".*") or full[:-1] in self.folders
+                found = next((each for each in self.shapes if each.startswith(full[:-1])), None) if possible else None
             else:
                 found = full if full in self.shapes else None
             if found is not None:
@@ -187,8 +187,8 @@ def _named_network(
     called = f"{rule['title']} {variant}".strip()
     encoder, vae = (any(p in header.folders for p in _table()[part]) for part in ("encoders", "vaes"))
     diffusers = header.in_diffusers_names(group) or header.in_diffusers_names(rule)
-    own = _table()["prefixes"][0]
-    misnamed = (encoder or vae) and group["part"] == "UNet" and not rule.get("plain") and header.prefix != own
+    prefix = _table()["prefixes"][0]
+    misnamed = (encoder or vae) and group["part"] == "UNet" and not rule.get("plain") and header.prefix != prefix
     advice = _WHOLE if diffusers else ""
     if rule.get("plain"):
         title = f"{article} {called}"
@@ -198,11 +198,11 @@ def _named_network(
             title += " in diffusers names"
         elif misnamed:
             title += f" with the names of its UNet {f'behind {header.prefix!r}' if header.prefix else 'bare'}"
-            advice = f"put {own!r} {'there' if header.prefix else 'before them'}, as WebUIs and ComfyUI look for it"
+            advice = f"put {prefix!r} {'there' if header.prefix else 'before them'}, as WebUIs and ComfyUI look for it"
     elif diffusers:
         title = f"the {group['part']} of {article} {called} model alone, in diffusers names"
     elif not header.prefix and group["part"] == "UNet":
-        title = f"the {group['part']} of {article} {called} model alone, without the prefix {own!r}"
+        title = f"the {group['part']} of {article} {called} model alone, without the prefix {prefix!r}"
     else:
         title = f"the {group['part']} of {article} {called} model alone"
     alone = encoder or vae or rule.get("plain")
@@ -239,19 +239,19 @@ def _quantized(header: _Header, metadata: Mapping[str, str]) -> tuple[str, str] 
 def _lora(header: _Header) -> FileKind | None:
     table = _table()["loras"]
     ends = _ends(end for rule in table["algorithms"] for end in rule["ends"])
-    own = [name for name in header.shapes if name.endswith(ends)]
+    names = [name for name in header.shapes if name.endswith(ends)]
     counted = sum(name.endswith((*ends, *_ends(table["also"]))) for name in header.shapes)
-    if not own or 2 * counted < len(header.shapes):
+    if not names or 2 * counted < len(header.shapes):
         return None
     rule, example = next(
-        (rule, name) for rule in table["algorithms"] for name in own if name.endswith(_ends(rule["ends"]))
+        (rule, name) for rule in table["algorithms"] for name in names if name.endswith(_ends(rule["ends"]))
     )
     title = f"{'an' if rule.get('an') else 'a'} {rule['title']}"
-    if rule["name"] == "lora" and any(_is_kernel(header.shapes[name]) for name in own):
+    if rule["name"] == "lora" and any(_is_kernel(header.shapes[name]) for name in names):
         title = "a LoCon (a LoRA of convolutions, too)"
     family = next((rule["title"] for rule in table["families"] if _trained_on(rule, header)), None)
     spelling = next(
-        (rule["title"] for rule in table["spellings"] if any(name.startswith(tuple(rule["begins"])) for name in own)),
+        (rule["title"] for rule in table["spellings"] if any(name.startswith(tuple(rule["begins"])) for name in names)),
         None,
     )
     words = [title, *([f"for {family}"] if family else []), *([f"in {spelling}"] if spelling else [])]

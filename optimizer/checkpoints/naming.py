@@ -38,14 +38,14 @@ def named_tensors(
         first = tensors.setdefault(info.name, info)
         if first is info or equal(first, info):
             continue
-        own, second = (first, info) if first.stored_name == first.name else (info, first)
+        canonical, second = (first, info) if first.stored_name == first.name else (info, first)
         yields = layout is not None and layout.yields(second.stored_name)
-        if own.stored_name != own.name or not yields:
+        if canonical.stored_name != canonical.name or not yields:
             raise CheckpointError(
                 f"{label}: {first.stored_name!r} and {info.stored_name!r} are two spellings of one tensor, "
                 "but their values differ; remove one of them"
             )
-        tensors[own.name] = own
+        tensors[canonical.name] = canonical
         passed_over.append(second.stored_name)
     return tensors, tuple(passed_over)
 

@@ -84,7 +84,7 @@ class Demo:
 
 
 def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Console) -> Demo:
-    """Copy the family to `folder` unless it is there, fit it, and write digits.png beside the results.
+    """Copy the family to `folder` unless it exists, fit it, and write digits.png beside the results.
 
     Without the extra `pictures`, a BlockfitWarning names what the demo leaves out: the pictures and, without the extra
     `encoder` too, the article's study. A folder that cannot be written gives an InputError.

@@ -220,10 +220,10 @@ def _kind_of_bytes(path: Path) -> str | None:
     for magic, kind in _TENSORS.items():
         if start.startswith(magic):
             return kind
-    other = kind_of_other_file(path, start) if start else None
-    if other is None or other.name in _BY_NAME or (_is_text(start) and other.name != "git-lfs-pointer"):
+    found = kind_of_other_file(path, start) if start else None
+    if found is None or found.name in _BY_NAME or (_is_text(start) and found.name != "git-lfs-pointer"):
         return None
-    return str(other)
+    return str(found)
 
 
 def _is_text(start: bytes) -> bool:

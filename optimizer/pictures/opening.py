@@ -175,9 +175,9 @@ def _opened(
                 f"{checkpoint}: has no text encoder ({read.model}*); `encoder_from=FILE` takes that of another file"
             )
         folder = pipeline_of(encoder, layout)
-        if read.tokens in whole.tensors and (other := pipeline_of(whole, layout)) != folder:
+        if read.tokens in whole.tensors and (needed := pipeline_of(whole, layout)) != folder:
             raise CheckpointError(
-                f"{checkpoint}: needs the pipeline {other.name}, the text encoder of {encoder_from} needs "
+                f"{checkpoint}: needs the pipeline {needed.name}, the text encoder of {encoder_from} needs "
                 f"{folder.name}; take it from a file of the same family"
             )
         vae = whole

@@ -410,10 +410,10 @@ def _file(folder: Path, model: _Opened, folders: Sequence[Path]) -> tuple[str, b
     text = model.given.as_posix()
     if model.given.is_absolute():
         return text, False
-    there = named_at(text, folder)
-    if there is not None and there.samefile(model.path):
+    found = named_at(text, folder)
+    if found is not None and found.samefile(model.path):
         return text, False
-    if there is None and not os.path.isfile(model.given):
+    if found is None and not os.path.isfile(model.given):
         return text, True
     # Links on the way to the file stay in its path; `..` leads upwards from where the folder really is.
     return seen_from(folder.resolve(), model.path), False

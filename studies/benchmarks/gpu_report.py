@@ -44,13 +44,13 @@ def goals(figures: Figures) -> list[dict[str, Any]]:
         {
             "goal": name,
             "sense": sense,
-            "wanted": wanted,
+            "wanted": limit,
             "value": value,
             "reached": None
-            if value is None or wanted is None or not measured
-            else (value >= wanted if sense == ">=" else value <= wanted),
+            if value is None or limit is None or not measured
+            else (value >= limit if sense == ">=" else value <= limit),
         }
-        for name, sense, wanted, value in rows
+        for name, sense, limit, value in rows
     ]
 
 
@@ -73,8 +73,8 @@ def as_markdown(figures: Figures) -> str:
     lines += ["", "| goal | wanted | measured | reached |", "|---|---|---|---|"]
     reached = {True: "yes", False: "**no**", None: ""}
     for goal in figures["goals"]:
-        wanted = "" if goal["wanted"] is None else f"{goal['sense']} {_number(goal['wanted'])}"
-        lines.append(f"| {goal['goal']} | {wanted} | {_number(goal['value'])} | {reached[goal['reached']]} |")
+        limit = "" if goal["wanted"] is None else f"{goal['sense']} {_number(goal['wanted'])}"
+        lines.append(f"| {goal['goal']} | {limit} | {_number(goal['value'])} | {reached[goal['reached']]} |")
     lines += ["", "| part | | seconds | |", "|---|---|---|---|"]
     for part in figures["parts"]:
         status = part["status"] if part["status"] == "done" else f"**{part['status']}**"

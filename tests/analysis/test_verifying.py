@@ -161,11 +161,11 @@ def test_source_with_the_targets_name_is_its_own_file(tmp_path, write_sd1, sd1_t
         printed = capsys.readouterr()
         return json.loads(printed.out)[0]["total"]["measured"], printed.err
 
-    measured, warned = total()
+    measured, warnings = total()
     (tmp_path / "models" / "b.safetensors").unlink()
-    taken, warned_then = total()
+    taken, warnings_then = total()
 
     assert measured < 0.999
-    assert warned == ""
+    assert warnings == ""
     assert taken == pytest.approx(1, abs=1e-6)
-    assert "models.b.file: 'b' is taken to be the target" in warned_then
+    assert "models.b.file: 'b' is taken to be the target" in warnings_then

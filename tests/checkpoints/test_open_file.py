@@ -58,11 +58,11 @@ def cut(path):
 
 def replace(path):
     """Put another file in the place of a file."""
-    other = path.with_suffix(".other")
-    shutil.copy2(path, other)
-    overwrite(other)
-    age(other)
-    other.replace(path)
+    replacement = path.with_suffix(".other")
+    shutil.copy2(path, replacement)
+    overwrite(replacement)
+    age(replacement)
+    replacement.replace(path)
 
 
 def delete(path):
@@ -83,14 +83,14 @@ CHANGES = {
 def test_changes_are_reported(tmp_path, kind, change):
     """A change is reported permanently, in one line with advice; an unchanged file reports none."""
     path = write(tmp_path / "a", kind)
-    with open_checkpoint(path) as checkpoint, open_checkpoint(path) as other:
+    with open_checkpoint(path) as checkpoint, open_checkpoint(path) as second:
         assert checkpoint.change_since_open() is None
-        check_unchanged([checkpoint, other])
+        check_unchanged([checkpoint, second])
         change(path)
 
         assert checkpoint.change_since_open() == CHANGES[change]
         with pytest.raises(CheckpointError) as caught:
-            check_unchanged([checkpoint, other])
+            check_unchanged([checkpoint, second])
 
     assert caught.value.problems == (f"{path}: {CHANGES[change]} while it was being read; run again",)
 
@@ -121,8 +121,8 @@ def test_deleted_or_replaced_file_is_still_read(tmp_path, kind, change):
     with open_checkpoint(path) as checkpoint:
         change(path)
         if change is replace:
-            with open_checkpoint(path) as other:
-                assert fingerprint(other, cache) == fingerprint(other, cache)
+            with open_checkpoint(path) as replacement:
+                assert fingerprint(replacement, cache) == fingerprint(replacement, cache)
 
         assert torch.equal(checkpoint.tensor("m"), VALUES)
         checkpoint.check_intact()

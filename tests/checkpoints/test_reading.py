@@ -684,11 +684,11 @@ class TestCheckpoint:
 
         def read(turn):
             names = list(tensors)[turn::2] + list(tensors)[::-1]
-            with open_checkpoint(shared.path) as own:
+            with open_checkpoint(shared.path) as separate:
                 return all(
                     torch.equal(tensors[name], checkpoint.tensor(name))
                     for name in names
-                    for checkpoint in (shared, own)
+                    for checkpoint in (shared, separate)
                 )
 
         with ThreadPoolExecutor(8) as pool:

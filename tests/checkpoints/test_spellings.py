@@ -43,40 +43,40 @@ def respelled(tensors, names, *, matrices=True):
 @pytest.mark.parametrize("matrices", [True, False])
 def test_attention_of_a_vae(tmp_path, write_sd1, suffix, names, matrices):
     """A VAE's attention under diffusers' names, or as matrices, reads as the same checkpoint, to the bit."""
-    own = attention()
-    write_sd1(tmp_path / f"ldm{suffix}", overrides=own)
-    write_sd1(tmp_path / f"other{suffix}", overrides=respelled(own, names, matrices=matrices))
+    tensors = attention()
+    write_sd1(tmp_path / f"ldm{suffix}", overrides=tensors)
+    write_sd1(tmp_path / f"other{suffix}", overrides=respelled(tensors, names, matrices=matrices))
 
-    with open_checkpoint(tmp_path / f"ldm{suffix}") as one, open_checkpoint(tmp_path / f"other{suffix}") as other:
-        assert set(one.tensors) == set(other.tensors)
-        assert fingerprint(one) == fingerprint(other)
-        for name, tensor in own.items():
-            assert (other.tensors[name].shape, other.tensor(name).shape) == (tuple(tensor.shape), tensor.shape)
-            assert torch.equal(other.tensor(name), tensor)
+    with open_checkpoint(tmp_path / f"ldm{suffix}") as ldm, open_checkpoint(tmp_path / f"other{suffix}") as respelt:
+        assert set(ldm.tensors) == set(respelt.tensors)
+        assert fingerprint(ldm) == fingerprint(respelt)
+        for name, tensor in tensors.items():
+            assert (respelt.tensors[name].shape, respelt.tensor(name).shape) == (tuple(tensor.shape), tensor.shape)
+            assert torch.equal(respelt.tensor(name), tensor)
             assert LAYOUT.merges(name)
 
 
 @pytest.mark.parametrize("block", ["input_blocks.1.1", "middle_block.1", "output_blocks.11.1"])
 def test_projections_of_the_unet(tmp_path, write_sd1, block):
     """Projections around the UNet's attention, stored as matrices, read as convolutions of one pixel."""
-    name, other = (f"model.diffusion_model.{block}.{which}.weight" for which in ("proj_in", "proj_off"))
-    write_sd1(tmp_path / "a.safetensors", overrides={name: torch.ones(8, 6), other: torch.ones(8, 6)})
+    name, unrelated = (f"model.diffusion_model.{block}.{which}.weight" for which in ("proj_in", "proj_off"))
+    write_sd1(tmp_path / "a.safetensors", overrides={name: torch.ones(8, 6), unrelated: torch.ones(8, 6)})
 
     with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
         assert checkpoint.tensor(name).shape == (8, 6, 1, 1)
-        assert checkpoint.tensor(other).shape == (8, 6)
+        assert checkpoint.tensor(unrelated).shape == (8, 6)
 
 
 def test_ldm_spelling_counts(tmp_path, write_sd1):
     """Of both spellings in one file, as mergers leave it, LDM's is read; an inspection reports the other."""
-    own = attention()
-    second = {name: one for name, one in respelled(attention(seed=1), NEW).items() if name not in own}
-    write_sd1(tmp_path / "a.ckpt", overrides={**second, **own})
-    write_sd1(tmp_path / "b.ckpt", overrides={**own, **second})
+    tensors = attention()
+    second = {name: one for name, one in respelled(attention(seed=1), NEW).items() if name not in tensors}
+    write_sd1(tmp_path / "a.ckpt", overrides={**second, **tensors})
+    write_sd1(tmp_path / "b.ckpt", overrides={**tensors, **second})
 
     for file in ("a.ckpt", "b.ckpt"):
         with open_checkpoint(tmp_path / file) as checkpoint:
-            assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in own.items())
+            assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in tensors.items())
             assert set(checkpoint.passed_over) == set(second)
     unusual = inspect_checkpoint(tmp_path / "a.ckpt").unusual
     assert f"{next(iter(second))!r} and 15 more: stored again under other names, with other values; not read" in unusual
@@ -84,18 +84,18 @@ def test_ldm_spelling_counts(tmp_path, write_sd1):
 
 def test_equal_spellings_are_one_tensor(tmp_path, write_sd1):
     """Both spellings with the same values are one tensor, and none is passed over."""
-    own = attention()
-    write_sd1(tmp_path / "a.ckpt", overrides={**own, **respelled(own, NEW)})
+    tensors = attention()
+    write_sd1(tmp_path / "a.ckpt", overrides={**tensors, **respelled(tensors, NEW)})
 
     with open_checkpoint(tmp_path / "a.ckpt") as checkpoint:
         assert checkpoint.passed_over == ()
-        assert len([name for name in checkpoint.tensors if "attn_1" in name]) == len(own)
+        assert len([name for name in checkpoint.tensors if "attn_1" in name]) == len(tensors)
 
 
 def test_two_foreign_spellings_are_refused(tmp_path, write_sd1):
     """Two spellings with different values, neither of them LDM's, are refused: the right one is unknown."""
-    own = attention()
-    write_sd1(tmp_path / "a.ckpt", overrides={**respelled(own, NEW), **respelled(attention(seed=1), OLD)})
+    tensors = attention()
+    write_sd1(tmp_path / "a.ckpt", overrides={**respelled(tensors, NEW), **respelled(attention(seed=1), OLD)})
 
     with pytest.raises(CheckpointError, match=r"two spellings of one tensor, but their values differ"):
         open_checkpoint(tmp_path / "a.ckpt")
@@ -110,10 +110,13 @@ def test_text_encoders(tmp_path, write_sd1, start):
     write_sd1(tmp_path / "ldm.safetensors")
     write_sd1(tmp_path / "other.safetensors", rename={TEXT: start})
 
-    with open_checkpoint(tmp_path / "ldm.safetensors") as one, open_checkpoint(tmp_path / "other.safetensors") as other:
-        assert other.layout == LAYOUT
-        assert set(one.tensors) == set(other.tensors)
-        assert fingerprint(one) == fingerprint(other)
+    with (
+        open_checkpoint(tmp_path / "ldm.safetensors") as ldm,
+        open_checkpoint(tmp_path / "other.safetensors") as new,
+    ):
+        assert new.layout == LAYOUT
+        assert set(ldm.tensors) == set(new.tensors)
+        assert fingerprint(ldm) == fingerprint(new)
 
 
 @pytest.mark.parametrize("start", ["cond_stage_model.transformer.", "conditioner.embedders.0.transformer."])

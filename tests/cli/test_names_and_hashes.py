@@ -109,8 +109,8 @@ def test_a_recipe_and_a_study_with_hashes(here, store, capsys):
 
 def test_folders_of_the_environment(here, store, capsys, monkeypatch):
     """A missing folder of BLOCKFIT_MODELS causes one warning; the others are used, with or without quotation marks."""
-    gone, file = here / "unplugged", store / "base.safetensors"
-    monkeypatch.setenv("BLOCKFIT_MODELS", os.pathsep.join((str(gone), f'"{store}"', str(file))))
+    missing, file = here / "unplugged", store / "base.safetensors"
+    monkeypatch.setenv("BLOCKFIT_MODELS", os.pathsep.join((str(missing), f'"{store}"', str(file))))
     (here / "recipe.yaml").write_text(RECIPE.replace("ALPHA", "0.5").replace('"one.safetensors [ONE]"', "one")
                                       .replace('"[TWO]"', "two"), encoding="utf-8")  # fmt: skip
 
@@ -118,7 +118,7 @@ def test_folders_of_the_environment(here, store, capsys, monkeypatch):
 
     printed = capsys.readouterr()
     assert printed.err.splitlines() == [
-        f"blockfit: warning: BLOCKFIT_MODELS: {gone}: no such folder",
+        f"blockfit: warning: BLOCKFIT_MODELS: {missing}: no such folder",
         f"blockfit: warning: BLOCKFIT_MODELS: {file}: is a file; name the folder that contains it",
     ]
     assert run("compare", "one", "--target", "closed", "--json", "--blocks", "M00") == 0

@@ -153,11 +153,11 @@ def test_source_without_vae(tmp_path, write_sd1, sd1_tensors, lacks):
     }
 
     origin = "x" if lacks == "a" else "base"
-    with pytest.warns(BlockfitWarning) as warned:
+    with pytest.warns(BlockfitWarning) as caught:
         found = run(tmp_path, one_step(0.3, "add_difference", c="y"), dtype=torch.float32)
 
     assert torch.equal(found[VAE], tensors[origin][VAE])
-    (line,) = (str(warning.message) for warning in warned)
+    (line,) = (str(warning.message) for warning in caught)
     assert line == f"{tmp_path / place[lacks]}.safetensors: no VAE; the merge has that of {origin}.safetensors"
 
 

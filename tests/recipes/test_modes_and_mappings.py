@@ -176,9 +176,9 @@ def test_two_count_conventions(tmp_path):
     """26 numbers with BASE first equal 25 with a base alpha; likewise for beta."""
     numbers = list(ALPHAS.values())
     whole = load_recipe(write(tmp_path, f"mode: triple_sum, c: a, alpha: {numbers}, beta: {numbers}")).steps[0]
-    apart = f"alpha: {numbers[1:]}, base_alpha: {numbers[0]}, beta: {numbers[1:]}, base_beta: {numbers[0]}"
+    separate = f"alpha: {numbers[1:]}, base_alpha: {numbers[0]}, beta: {numbers[1:]}, base_beta: {numbers[0]}"
 
-    assert load_recipe(write(tmp_path, f"mode: triple_sum, c: a, {apart}")).steps[0] == whole
+    assert load_recipe(write(tmp_path, f"mode: triple_sum, c: a, {separate}")).steps[0] == whole
     assert dict(whole.alpha.values) == ALPHAS
 
 

@@ -349,7 +349,7 @@ def test_without_trials(study, tmp_path, blockfit):
 def test_in_a_browser(address, browser):
     """A browser shows the searches, and the trials and plots of one search, without errors or requests to other hosts.
 
-    Nowhere is there a button that would change something.
+    No button changes anything.
     """
     page = browser.new_page()
     page.set_default_timeout(1000 * PATIENCE)

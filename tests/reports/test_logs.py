@@ -16,13 +16,13 @@ def test_full_disk(small_disk: Path, fill: Callable[[Path, int], Path], capsys: 
     record = logging.makeLogRecord({"msg": "trial 漢 " + "." * 5000})
     filler = fill(small_disk, 0)
 
-    with pytest.warns(BlockfitWarning) as warned:
+    with pytest.warns(BlockfitWarning) as caught:
         [handler.emit(record) for _ in range(3)]
     filler.unlink()
     handler.emit(record)
     handler.close()
 
-    (line,) = [str(warning.message) for warning in warned]
+    (line,) = [str(warning.message) for warning in caught]
     assert line == (
         f"{small_disk / 'fit.log'}: cannot be written (No space left on device); the fit continues without it"
     )

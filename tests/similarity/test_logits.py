@@ -70,11 +70,11 @@ def test_points_on_the_prepared_line(along_line):
     assert check(along_line, torch.cat([along(0.1, -3.0), away, along(0.5)])) == [True, True, False, False, True]
     assert check(along_line, along(0.3)) == [True]
 
-    other = along(0.25) + torch.tensor([[0.0], [0.3], [0.8], [2.0]], dtype=torch.float64) * torch.eye(3)[1]
-    along_line[0].prepare(coefficients(other))
+    crossing = along(0.25) + torch.tensor([[0.0], [0.3], [0.8], [2.0]], dtype=torch.float64) * torch.eye(3)[1]
+    along_line[0].prepare(coefficients(crossing))
 
     # The lines cross at 0.25.
-    assert check(along_line, torch.cat([along(0.5, 0.25), other])) == [False, *[True] * 5]
+    assert check(along_line, torch.cat([along(0.5, 0.25), crossing])) == [False, *[True] * 5]
 
 
 @pytest.mark.parametrize("positions", [(), (0.2,), (0.2, 0.2, 0.2), (0.2, 0.8, 0.8, 0.2)])

@@ -60,7 +60,7 @@ def expected(metric, kin, steps, block):
         known = [(merged - base, target - base) for merged, target, base in held.values() if base is not None]
     else:
         known = [(merged, target) for merged, target, _ in held.values()]
-    return cosine(torch.cat([one for one, _ in known]), torch.cat([other for _, other in known]))
+    return cosine(torch.cat([first for first, _ in known]), torch.cat([second for _, second in known]))
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,8 @@ def test_scale(kin, scorer):
     found = float(built.scale(algebra.coefficients(algebra.starting_alphas()))[0, 0])
 
     held = vectors(kin, steps, "OUT06").values()
-    merged = torch.cat([one - base for one, _, base in held])
-    target = torch.cat([other - base for _, other, base in held])
+    merged = torch.cat([merged_values - base for merged_values, _, base in held])
+    target = torch.cat([target_values - base for _, target_values, base in held])
     assert found == pytest.approx(float(merged @ target / (merged @ merged)), rel=1e-9)
 
 

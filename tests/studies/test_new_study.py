@@ -212,11 +212,11 @@ def test_a_study_by_hand_is_left_alone(here: Path, recipe: Recipe) -> None:
     study = new_study(recipe, "target.safetensors", "mine")
     path = study.folder / "study.yaml"
     path.write_text(path.read_text("utf-8").split("\n", 1)[1], encoding="utf-8")
-    own = path.read_text("utf-8")
+    edited = path.read_text("utf-8")
 
     with pytest.raises(StudyError, match=r"new_study: folder: .*study\.yaml exists, and new_study did not write it"):
         new_study(recipe, "target.safetensors", "mine", trials=3)
-    assert path.read_text("utf-8") == own
+    assert path.read_text("utf-8") == edited
 
 
 def test_merged_and_compared_by_text(here: Path, recipe: Recipe) -> None:

@@ -91,12 +91,12 @@ def test_kept_statistics_are_those_measured(write_copies):
     assert torch.equal(kept.referenced[rows], direct.referenced)
 
 
-@pytest.mark.parametrize("gone", [["target"], ["base", "x", "y", "target"]])
-def test_fit_without_checkpoints(write_copies, passes, gone):
+@pytest.mark.parametrize("missing", [["target"], ["base", "x", "y", "target"]])
+def test_fit_without_checkpoints(write_copies, passes, missing):
     """Without checkpoints a fit by delta continues, and writes the same recipe, hashes included."""
     folder = write_copies()
     before = fit(load_study(folder)).recipe
-    for name in gone:
+    for name in missing:
         (folder / f"{name}.safetensors").unlink()
 
     after = fit(load_study(folder)).recipe
@@ -217,8 +217,8 @@ def test_broken_statistics(write_copies, passes, broken):
     assert load_measured(path) is None
 
     # A file of another version is replaced without a warning.
-    told = nullcontext() if broken == "version" else pytest.warns(BlockfitWarning, match="cannot be used: .* anew$")
-    with told:
+    expected = nullcontext() if broken == "version" else pytest.warns(BlockfitWarning, match="cannot be used: .* anew$")
+    with expected:
         assert study_ceilings(load_study(folder)) == before
     assert len(passes) == 2
     assert load_measured(path) is not None
@@ -228,8 +228,8 @@ def test_values_that_are_not_finite_elsewhere(write_copies):
     """A block with NaN is left out if no stage scores it; otherwise it is refused by file and tensor."""
     folder = write_copies()
     tensors = load_file(folder / "x.safetensors")
-    other = QUERY.replace("output_blocks.6", "output_blocks.8")
-    tensors[other] = torch.full_like(tensors[other], float("nan"))
+    unscored = QUERY.replace("output_blocks.6", "output_blocks.8")
+    tensors[unscored] = torch.full_like(tensors[unscored], float("nan"))
     save_file(tensors, folder / "x.safetensors")
 
     study_ceilings(load_study(folder))
@@ -262,10 +262,10 @@ IN_USE = pytest.mark.skipif(sys.platform == "win32", reason="Windows protects fi
 
 def replace(path):
     """Replace a file by another."""
-    other = path.with_suffix(".other")
-    shutil.copyfile(path, other)
-    change(other)
-    other.replace(path)
+    replacement = path.with_suffix(".other")
+    shutil.copyfile(path, replacement)
+    change(replacement)
+    replacement.replace(path)
 
 
 def overwrite(path):
@@ -352,16 +352,16 @@ def test_no_hash_of_a_file_that_was_not_fitted(write_copies, how, known):
     aged(folder)
     study, hashes = load_study(folder), HashCache(folder / "hashes.json")
     digests = {name: sha256(folder / f"{name}.safetensors", hashes) for name in ("base", "x", "y", "target")}
-    changed, wanted = folder / "x.safetensors", {"base": digests["base"], "y": digests["y"], "": digests["target"]}
+    changed, expected = folder / "x.safetensors", {"base": digests["base"], "y": digests["y"], "": digests["target"]}
     with open_study(study, blocks=["OUT03"], device=CPU, progress=lambda *_: None, hashes=hashes) as opened:
         how(changed)
         if changed.exists():
             sha256(changed, hashes)
-        with pytest.warns(BlockfitWarning) as told:
+        with pytest.warns(BlockfitWarning) as caught:
             found = opened.sha256(hashes, lambda *_: None, known=known)
 
-    assert found == wanted
-    (line,) = [str(one.message) for one in told]
+    assert found == expected
+    (line,) = [str(warning.message) for warning in caught]
     assert line.startswith(f"{changed}: {FATES[how]} during the fit: ")
     assert "best.yaml notes no hash of it" in line
     kept = load_measured(folder / STATISTICS)

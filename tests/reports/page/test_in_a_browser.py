@@ -138,8 +138,8 @@ def test_copying(tab: Any, written: Path) -> None:
 def test_copying_where_the_clipboard_is_refused(tab: Any, written: Path, refusal: str) -> None:
     """Without the clipboard's interface the selection is copied instead."""
     keep = "window.read = navigator.clipboard.readText.bind(navigator.clipboard);"
-    gone = "Object.defineProperty(Navigator.prototype, 'clipboard', {get: () => undefined})"
-    page = tab(written, grant=True, script=keep + (gone if refusal == "gone" else refusal))
+    removal = "Object.defineProperty(Navigator.prototype, 'clipboard', {get: () => undefined})"
+    page = tab(written, grant=True, script=keep + (removal if refusal == "gone" else refusal))
     button = page.locator("button[data-copy=numbers-2]")
     button.click()
     page.wait_for_function("button => button.textContent === 'Copied'", arg=button.element_handle())

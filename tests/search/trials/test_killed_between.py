@@ -81,15 +81,15 @@ def test_new_files_are_written_together(killing, template, tmp_path):
 
     for folder in killing.everywhere("write", template, tmp_path):
         new = folder / "new"
-        there = [name for name in names_in(new) if not name.startswith(".")] if new.exists() else []
-        left.add(len(there))
-        if len(there) == 2:
+        written = [name for name in names_in(new) if not name.startswith(".")] if new.exists() else []
+        left.add(len(written))
+        if len(written) == 2:
             # Other cleaning keeps complete files.
             clear_abandoned(new)
-            assert there == [name for name in names_in(new) if not name.startswith(".")]
+            assert written == [name for name in names_in(new) if not name.startswith(".")]
         undo_unfinished(new)
         if new.exists():
-            assert names_in(new) == (there if len(there) == 2 else [])
+            assert names_in(new) == (written if len(written) == 2 else [])
     write_new_files(new, {"a": "another", "b": "two"})
     assert (new / "a").read_text(encoding="utf-8") == "another"
     assert names_in(new) == ["a", "b"]
@@ -119,12 +119,12 @@ def test_a_killed_init_can_be_repeated(killing, template, tmp_path):
         (template / name).unlink()
 
     for folder in killing.everywhere("init", template, tmp_path, every=6):
-        there = [name for name in whole if (folder / name).exists()]
-        assert all((folder / name).read_bytes() == whole[name] for name in there)
+        written = [name for name in whole if (folder / name).exists()]
+        assert all((folder / name).read_bytes() == whole[name] for name in written)
         became, given = killing.run("init_otherwise", folder)
-        if len(there) == 2:
+        if len(written) == 2:
             assert became == "failed"
-            assert "is there already" in given
+            assert "already exists" in given
         else:
             assert (became, given) == ("done", None)
             assert load_study(folder).recipe.steps[0].b == "y"
