@@ -41,7 +41,7 @@ def respelled(tensors, names, *, matrices=True):
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 @pytest.mark.parametrize("names", [NEW, OLD, dict(zip(NEW, NEW, strict=True))], ids=["new", "old", "matrices alone"])
 @pytest.mark.parametrize("matrices", [True, False])
-def test_attention_of_a_vae(tmp_path, write_sd1, suffix, names, matrices):
+def test_spellings_of_a_vaes_attention_are_equal(tmp_path, write_sd1, suffix, names, matrices):
     """A VAE's attention under diffusers' names, or as matrices, reads as the same checkpoint, to the bit."""
     tensors = attention()
     write_sd1(tmp_path / f"ldm{suffix}", overrides=tensors)
@@ -57,7 +57,7 @@ def test_attention_of_a_vae(tmp_path, write_sd1, suffix, names, matrices):
 
 
 @pytest.mark.parametrize("block", ["input_blocks.1.1", "middle_block.1", "output_blocks.11.1"])
-def test_projections_of_the_unet(tmp_path, write_sd1, block):
+def test_projections_are_read_as_convolutions(tmp_path, write_sd1, block):
     """Projections around the UNet's attention, stored as matrices, read as convolutions of one pixel."""
     name, unrelated = (f"model.diffusion_model.{block}.{which}.weight" for which in ("proj_in", "proj_off"))
     write_sd1(tmp_path / "a.safetensors", overrides={name: torch.ones(8, 6), unrelated: torch.ones(8, 6)})
@@ -67,7 +67,7 @@ def test_projections_of_the_unet(tmp_path, write_sd1, block):
         assert checkpoint.tensor(unrelated).shape == (8, 6)
 
 
-def test_ldm_spelling_counts(tmp_path, write_sd1):
+def test_the_ldm_spelling_counts(tmp_path, write_sd1):
     """Of both spellings in one file, as mergers leave it, LDM's is read; an inspection reports the other."""
     tensors = attention()
     second = {name: one for name, one in respelled(attention(seed=1), NEW).items() if name not in tensors}
@@ -105,7 +105,7 @@ def test_two_foreign_spellings_are_refused(tmp_path, write_sd1):
     "start", ["cond_stage_model.transformer.", "conditioner.embedders.0.transformer.text_model.",
               "conditioner.embedders.0.transformer."]
 )  # fmt: skip
-def test_text_encoders(tmp_path, write_sd1, start):
+def test_text_encoders_have_canonical_names(tmp_path, write_sd1, start):
     """A text encoder under the names of old or new transformers, or of sgm, reads under the canonical names."""
     write_sd1(tmp_path / "ldm.safetensors")
     write_sd1(tmp_path / "other.safetensors", rename={TEXT: start})
@@ -120,7 +120,7 @@ def test_text_encoders(tmp_path, write_sd1, start):
 
 
 @pytest.mark.parametrize("start", ["cond_stage_model.transformer.", "conditioner.embedders.0.transformer."])
-def test_projection_of_the_text(tmp_path, write_sd1, start):
+def test_the_text_projection_is_part_of_the_encoder(tmp_path, write_sd1, start):
     """`text_projection` lies beside `text_model`, as in transformers, and merges with the text encoder."""
     name = "cond_stage_model.transformer.text_projection.weight"
     write_sd1(tmp_path / "a.safetensors", overrides={f"{start}text_projection.weight": torch.ones(8, 8)})
@@ -164,7 +164,7 @@ def test_usual_leftovers_are_not_reported(tmp_path, write_sd1, name):
     assert not LAYOUT.merges(name)
 
 
-def test_sgm_of_other_families():
+def test_sgm_of_other_families_is_recognised():
     """The conditioner of sgm is Stable Diffusion 2's or SDXL's if it has OpenCLIP or a second encoder."""
     names = {*LAYOUT.requires, "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias"}
 

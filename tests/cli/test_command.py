@@ -77,7 +77,7 @@ def test_fit_writes_its_results_and_continues(folder: Path, capsys: pytest.Captu
     assert len(load_file(folder / "fit.safetensors")) == len(load_file(folder / "one.safetensors"))
 
 
-def test_status_before_the_first_trial(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_before_the_first_trial_creates_no_database(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The status of a study that was never fitted is 0 trials, and no database is created."""
     assert run("status", folder, "--json") == 0
 
@@ -86,7 +86,7 @@ def test_status_before_the_first_trial(folder: Path, capsys: pytest.CaptureFixtu
     assert not (folder / "study.db").exists()
 
 
-def test_compare_prints_the_contract(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_prints_every_documented_field(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`compare --json` prints a list with every field of the contract, and the total is the plain mean."""
     one, two, target = folder / "one.safetensors", folder / "two.ckpt", folder / "target.safetensors"
     assert run("compare", one, two, "--target", target, "--blocks", "input", "--json") == 0
@@ -98,7 +98,7 @@ def test_compare_prints_the_contract(folder: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(("metric", "count"), [("weights", 26), ("delta", 26), ("elements", 26), ("attention", 16)])
-def test_compare_with_itself(folder: Path, capsys: pytest.CaptureFixture[str], metric: str, count: int) -> None:
+def test_a_checkpoint_equals_itself(folder: Path, capsys: pytest.CaptureFixture[str], metric: str, count: int) -> None:
     """A checkpoint compared with itself scores 1 in every block."""
     one = folder / "one.safetensors"
     assert (
@@ -150,7 +150,7 @@ def test_models_are_found_in_named_folders(folder: Path, monkeypatch: pytest.Mon
     assert run("merge", recipe, "-o", output) == 0
 
 
-def test_console_that_cannot_show_boxes(folder: Path) -> None:
+def test_tables_are_ascii_on_other_consoles(folder: Path) -> None:
     """On a Japanese Windows console tables are drawn in ASCII."""
     done = subprocess.run(
         [sys.executable, "-m", "optimizer", "status", str(folder)],

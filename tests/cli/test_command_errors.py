@@ -82,34 +82,34 @@ def refused(outcome: tuple[int, list[str]], *words: object) -> None:
         assert str(word) in lines[0]
 
 
-def test_missing_source(folder: Path, run: Run) -> None:
+def test_a_missing_source_is_named(folder: Path, run: Run) -> None:
     """A missing source is reported with its field and the searched folders."""
     (folder / "two.safetensors").unlink()
 
     refused(run("fit", folder), "recipe.yaml", "models.two.file", "'two.safetensors'", folder)
 
 
-def test_missing_candidate(folder: Path, run: Run) -> None:
+def test_a_missing_candidate_is_named(folder: Path, run: Run) -> None:
     """A missing checkpoint on the command line is reported by name."""
     refused(run("compare", folder / "nowhere.safetensors", "--target", folder / "target.safetensors"), "nowhere")
 
 
 @pytest.mark.parametrize("command", ["inspect", "fit", "report", "merge", "import"])
-def test_names_that_no_file_can_have(folder: Path, run: Run, command: str) -> None:
+def test_a_name_too_long_for_a_file_is_a_missing_file(folder: Path, run: Run, command: str) -> None:
     """A name longer than any file name is reported as a missing file."""
     output = ("-o", folder / "new.yaml") if command in ("merge", "import") else ()
 
     refused(run(command, "x" * 300, *output), "x: no such file")
 
 
-def test_output_that_no_file_can_be(folder: Path, run: Run) -> None:
+def test_an_output_name_that_is_too_long_is_refused(folder: Path, run: Run) -> None:
     """An output name that is too long is refused before the work, not after."""
     write_recipe(folder)
 
     refused(run("merge", folder / "recipe.yaml", "-o", folder / f"{'x' * 300}.safetensors"), "cannot be written: ")
 
 
-def test_candidates_of_one_name(
+def test_candidates_of_one_name_are_told_apart_by_their_folders(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Candidates with the same file name have separate columns, labelled with their folders."""
@@ -129,7 +129,7 @@ def test_candidates_of_one_name(
     assert table.count("two.safetensors") == 1
 
 
-def test_truncated_file(folder: Path, run: Run) -> None:
+def test_a_truncated_file_is_refused(folder: Path, run: Run) -> None:
     """A truncated file is reported with both lengths."""
     path = folder / "two.safetensors"
     whole = path.stat().st_size
@@ -139,21 +139,23 @@ def test_truncated_file(folder: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>not found</html>", b"\0" * 64, b"hello"])
-def test_not_a_checkpoint(folder: Path, run: Run, content: bytes) -> None:
+def test_a_file_that_is_no_checkpoint_is_named(folder: Path, run: Run, content: bytes) -> None:
     """A file that is not a checkpoint is reported by name, whatever its extension."""
     (folder / "two.safetensors").write_bytes(content)
 
     refused(run("fit", folder), "two.safetensors")
 
 
-def test_wrong_layout(folder: Path, run: Run, write_sd1: Write, sdxl_tensors: dict[str, torch.Tensor]) -> None:
+def test_a_file_of_another_family_is_refused(
+    folder: Path, run: Run, write_sd1: Write, sdxl_tensors: dict[str, torch.Tensor]
+) -> None:
     """An SDXL file in place of an SD 1.x file is reported as SDXL."""
     write_sd1(folder / "two.safetensors", overrides=sdxl_tensors)
 
     refused(run("fit", folder), "two.safetensors: is an SDXL checkpoint", "(layout sd1)")
 
 
-def test_shapes_that_differ(folder: Path, run: Run, write_sd1: Write) -> None:
+def test_differing_shapes_are_refused(folder: Path, run: Run, write_sd1: Write) -> None:
     """A tensor with a different shape is reported with both files."""
     name = f"{UNET}output_blocks.2.1.conv.weight"
     write_sd1(folder / "two.safetensors", overrides={name: torch.zeros(4, 8, 3, 3)})
@@ -161,7 +163,7 @@ def test_shapes_that_differ(folder: Path, run: Run, write_sd1: Write) -> None:
     refused(run("fit", folder), "two.safetensors", "base.safetensors", name, "[4, 8, 3, 3]", "[8, 8, 3, 3]")
 
 
-def test_target_of_another_shape(folder: Path, run: Run, write_sd1: Write) -> None:
+def test_a_target_of_another_shape_is_refused(folder: Path, run: Run, write_sd1: Write) -> None:
     """A target's tensor with a different shape is reported with both files."""
     name = f"{UNET}output_blocks.2.1.conv.weight"
     write_sd1(folder / "target.safetensors", overrides={name: torch.zeros(4, 8, 3, 3)})
@@ -170,7 +172,7 @@ def test_target_of_another_shape(folder: Path, run: Run, write_sd1: Write) -> No
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_not_finite(folder: Path, run: Run, write_sd1: Write, bad: float) -> None:
+def test_nan_and_inf_are_refused(folder: Path, run: Run, write_sd1: Write, bad: float) -> None:
     """NaN or Inf in a used tensor is reported by fit and merge, with file and tensor."""
     name = f"{UNET}out.2.weight"
     values = torch.zeros(4, 8, 3, 3)
@@ -192,7 +194,7 @@ class Gadget:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_pickle_that_wants_to_run_code(folder: Path, run: Run, zipped: bool) -> None:
+def test_a_pickle_with_a_call_is_not_run(folder: Path, run: Run, zipped: bool) -> None:
     """A pickle that contains a call is refused, and the call is not executed."""
     trap = folder / "trap"
     (folder / "two.safetensors").unlink()
@@ -229,7 +231,7 @@ def test_pickle_that_wants_to_run_code(folder: Path, run: Run, zipped: bool) -> 
         ("true", ["True"]),
     ],
 )
-def test_bad_alpha(folder: Path, run: Run, alpha: str, words: list[str]) -> None:
+def test_an_invalid_alpha_is_refused(folder: Path, run: Run, alpha: str, words: list[str]) -> None:
     """An invalid alpha is reported with its step, the received value and the valid ones."""
     write_recipe(folder, alpha)
 
@@ -251,7 +253,7 @@ def test_bad_alpha(folder: Path, run: Run, alpha: str, words: list[str]) -> None
         ("steps:", "output: LAST\nsteps:", ["output", "LAST"]),
     ],
 )
-def test_bad_recipe(folder: Path, run: Run, old: str, new: str, words: list[str]) -> None:
+def test_unknown_names_in_a_recipe_are_refused(folder: Path, run: Run, old: str, new: str, words: list[str]) -> None:
     """A recipe with names that do not exist is refused; every line contains the file and the field."""
     write_recipe(folder, "0.5", text=RECIPE.replace("ALPHA", "0.5").replace(old, new))
 
@@ -273,21 +275,21 @@ def test_every_problem_is_named(folder: Path, run: Run) -> None:
     assert (code, len(lines)) == (2, 3)
 
 
-def test_target_among_the_sources(folder: Path, run: Run) -> None:
+def test_a_target_among_the_sources_is_refused(folder: Path, run: Run) -> None:
     """A target among the sources is refused."""
     write_recipe(folder, FREE, target="two.safetensors")
 
     refused(run("fit", folder), "study.yaml", "target.file", "'two'")
 
 
-def test_alpha_on_a_block_that_nothing_sees(folder: Path, run: Run) -> None:
+def test_an_alpha_on_an_unscored_block_is_refused(folder: Path, run: Run) -> None:
     """A separate alpha for a block that the metric cannot score is refused, with a remedy."""
     write_recipe(folder, "{search: [0, 1], blocks: 'OUT02-OUT03'}", stage="metric: attention")
 
     refused(run("fit", folder), "OUT02", "STEP.OUT02", "attention", "elsewhere")
 
 
-def test_block_without_attention(folder: Path, run: Run) -> None:
+def test_a_block_without_attention_is_refused(folder: Path, run: Run) -> None:
     """IN09 has no attention: studies and comparisons by attention that include it are refused."""
     write_recipe(folder, "{search: [0, 1], blocks: 'IN08'}", stage="metric: attention, blocks: 'IN08,IN09'")
 
@@ -307,35 +309,35 @@ def test_block_without_attention(folder: Path, run: Run) -> None:
         ("trails: 9", ["trails", "trials"]),
     ],
 )
-def test_bad_study(folder: Path, run: Run, stage: str, words: list[str]) -> None:
+def test_an_invalid_study_is_refused(folder: Path, run: Run, stage: str, words: list[str]) -> None:
     """An invalid field of a study is reported with the valid values."""
     write_recipe(folder, FREE, stage=stage)
 
     refused(run("fit", folder), "study.yaml", "stage", *words)
 
 
-def test_output_folder_missing(folder: Path, run: Run) -> None:
+def test_a_missing_output_folder_is_refused(folder: Path, run: Run) -> None:
     """A merge into a missing folder is refused before any file is read."""
     write_recipe(folder)
 
     refused(run("merge", folder / "recipe.yaml", "-o", folder / "none" / "out.safetensors"), folder / "none")
 
 
-def test_output_that_is_a_source(folder: Path, run: Run) -> None:
+def test_an_output_that_is_a_source_is_refused(folder: Path, run: Run) -> None:
     """A merge does not overwrite a file that it reads."""
     write_recipe(folder)
 
     refused(run("merge", folder / "recipe.yaml", "-o", folder / "one.safetensors"), "one.safetensors", "source")
 
 
-def test_output_of_another_kind(folder: Path, run: Run) -> None:
+def test_an_output_of_another_format_is_refused(folder: Path, run: Run) -> None:
     """A merge to another format than safetensors is refused."""
     write_recipe(folder)
 
     refused(run("merge", folder / "recipe.yaml", "-o", folder / "out.ckpt"), "out.ckpt", ".safetensors")
 
 
-def test_missing_step(folder: Path, run: Run) -> None:
+def test_a_missing_step_is_named(folder: Path, run: Run) -> None:
     """A missing step is reported with the recipe's steps."""
     write_recipe(folder)
 
@@ -343,7 +345,7 @@ def test_missing_step(folder: Path, run: Run) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32" or not shutil.which("mount"), reason="needs a small file system to fill")
-def test_full_disk(folder: Path, run: Run, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(folder: Path, run: Run, tmp_path: Path) -> None:
     """A full disk is reported, and the old file stays intact."""
     write_recipe(folder)
     small = tmp_path / "small"
@@ -361,12 +363,12 @@ def test_full_disk(folder: Path, run: Run, tmp_path: Path) -> None:
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_unknown_option(folder: Path, run: Run) -> None:
+def test_an_unknown_option_is_one_line(folder: Path, run: Run) -> None:
     """A mistyped option causes one line, too."""
     refused(run("fit", folder, "--trails", "3"), "--trails")
 
 
-def test_cuda_that_is_not_there(folder: Path, run: Run) -> None:
+def test_a_missing_gpu_is_refused(folder: Path, run: Run) -> None:
     """A GPU that torch cannot use is refused; the work does not silently run on the CPU."""
     if torch.cuda.is_available():
         pytest.skip("torch can use a GPU")

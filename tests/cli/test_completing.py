@@ -102,12 +102,12 @@ def test_choices_match_implementations():
         (["compare", "--metric", "nothing like it"], []),
     ],
 )
-def test_values(ask, words, expected):
+def test_values_are_completed(ask, words, expected):
     """Commands, options and values are completed; a meaningless line has no completions."""
     assert [word for word in ask(*words) if word] == expected
 
 
-def test_studies_and_recipes(files, ask):
+def test_studies_and_recipes_are_completed(files, ask):
     """Studies are completed to folders with study.yaml and YAML files; a folder that is the only choice is opened."""
     assert ask("fit", "") == ["mine", "mine/", "models/", "other/"]
     assert ask("fit", "mine/") == ["mine/best.yaml", "mine/plots/", "mine/second", "mine/study.yaml"]
@@ -115,7 +115,7 @@ def test_studies_and_recipes(files, ask):
     assert ask("import", "n") == ["notes.txt"]
 
 
-def test_checkpoints(files, ask, monkeypatch):
+def test_checkpoints_are_completed(files, ask, monkeypatch):
     """Checkpoints are completed to local files and names in the folders, without extension if the name is unique."""
     assert ask("inspect", "lo") == ["local.ckpt"]
     assert ask("inspect", ".h") == [".hidden.ckpt"]
@@ -158,7 +158,7 @@ def test_nothing_slow_is_imported():
 
 
 @pytest.mark.parametrize("shell", completing.SHELLS)
-def test_a_script_for_every_shell(capsys, shell):
+def test_every_shell_has_a_script(capsys, shell):
     """For each shell a script is printed that calls this command."""
     with pytest.raises(SystemExit) as left:
         main(["--show-completion", shell])
@@ -192,7 +192,7 @@ def command(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [("--install-completion", "bash", "-q"), ("-q", "--install-completion", "bash")])
-def test_installed_quietly(tmp_path, arguments):
+def test_quiet_silences_the_installation(tmp_path, arguments):
     """With --quiet before or after it, --install-completion prints nothing."""
     done = subprocess.run(
         [sys.executable, "-m", "optimizer", *arguments],
@@ -205,7 +205,7 @@ def test_installed_quietly(tmp_path, arguments):
 
 
 @pytest.mark.skipif(BASH is None or sys.platform == "win32", reason="needs bash")
-def test_installed_in_bash(files, command):
+def test_bash_completes_after_the_installation(files, command):
     """After --install-completion bash completes words, folders and names with spaces."""
     home = files / "home"
     home.mkdir()

@@ -89,7 +89,7 @@ def plots(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_disk_that_fills_up_with_plots(fit: Fit, small_disk: Path, fill: Callable[[Path, int], Path]) -> None:
+def test_plots_on_a_full_disk_cost_no_result(fit: Fit, small_disk: Path, fill: Callable[[Path, int], Path]) -> None:
     """Result and trials are kept; each plot without space causes a line; with space the command writes the rest."""
     write(small_disk, trials=3)
     assert fit(small_disk) == (0, [])
@@ -122,7 +122,7 @@ def test_disk_that_fills_up_with_plots(fit: Fit, small_disk: Path, fill: Callabl
     assert load_recipe(best) == before
 
 
-def test_read_only_folder(fit: Fit, read_only: Callable[[dict[str, str]], Path], tmp_path: Path) -> None:
+def test_a_read_only_folder_is_refused(fit: Fit, read_only: Callable[[dict[str, str]], Path], tmp_path: Path) -> None:
     """A study in a read-only folder is refused in one line, before a checkpoint is read."""
     folder = read_only(TEXTS)
 
@@ -131,7 +131,7 @@ def test_read_only_folder(fit: Fit, read_only: Callable[[dict[str, str]], Path],
     assert not (tmp_path / "cache").exists()
 
 
-def test_trials_that_are_open_in_a_spreadsheet(fit: Fit, study: Path, hold: Callable[[Path], None]) -> None:
+def test_a_table_that_cannot_be_replaced_is_reported(fit: Fit, study: Path, hold: Callable[[Path], None]) -> None:
     """A trials.csv that cannot be replaced is reported and kept; best.yaml and the plots are still written."""
     (study / "trials.csv").write_text("old", encoding="utf-8")
     hold(study / "trials.csv")
@@ -146,7 +146,7 @@ def test_trials_that_are_open_in_a_spreadsheet(fit: Fit, study: Path, hold: Call
     assert load_recipe(study / "best.yaml").fitted is not None
 
 
-def test_best_recipe_that_is_open_elsewhere(
+def test_a_recipe_that_cannot_be_replaced_is_reported(
     fit: Fit, study: Path, hold: Callable[[Path], None], blockfit: Blockfit
 ) -> None:
     """A best.yaml that cannot be replaced is reported and kept, as are the trials."""
@@ -162,7 +162,7 @@ def test_best_recipe_that_is_open_elsewhere(
     assert '"completed": 4' in blockfit("status", study, "--json").stdout
 
 
-def test_log_that_cannot_be_written(fit: Fit, study: Path) -> None:
+def test_a_log_that_cannot_be_written_is_a_warning(fit: Fit, study: Path) -> None:
     """A log that cannot be written causes one warning, and the fit completes."""
     (study / "fit.log").mkdir()
 
@@ -176,7 +176,7 @@ def test_log_that_cannot_be_written(fit: Fit, study: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets nobody replace an open file, and has no SIGINT")
-def test_checkpoints_that_go_during_the_search(
+def test_checkpoints_changed_during_the_search_are_reported(
     study: Path, models: Path, environment: dict[str, str], blockfit: Blockfit
 ) -> None:
     """Checkpoints replaced or deleted during a fit are reported and their hashes not noted; the trials are kept."""

@@ -127,7 +127,7 @@ def line_of(capsys, *arguments):
         ),
     ],
 )
-def test_arguments(capsys, call, arguments, field, text, shown):
+def test_arguments_are_shown_as_options(capsys, call, arguments, field, text, shown):
     """Python shows the argument's name, the command its option; the rest of the line is the same."""
     with pytest.raises(InputError) as caught:
         call()
@@ -138,7 +138,7 @@ def test_arguments(capsys, call, arguments, field, text, shown):
     assert line_of(capsys, *arguments) == f"blockfit: {name}: {shown or text}"
 
 
-def test_arguments_of_studies(capsys, study):
+def test_arguments_of_studies_are_shown_as_options(capsys, study):
     """The same holds for commands on studies, whose functions take the loaded study."""
     loaded = load_study(study)
     for call, arguments, field, text in (
@@ -160,7 +160,7 @@ def test_arguments_of_studies(capsys, study):
         assert line_of(capsys, *arguments).startswith(f"blockfit: --{field}: {text}")
 
 
-def test_folders(capsys, tmp_path, study):
+def test_folders_are_shown_as_models(capsys, tmp_path, study):
     """The argument `folders` is shown as --models."""
     missing = tmp_path / "no"
     with pytest.raises(InputError) as caught:

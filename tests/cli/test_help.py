@@ -40,7 +40,7 @@ def test_pages_fit_80_columns(page, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_python_in_arguments(page, command):
+def test_arguments_name_no_python_types(page, command):
     """Arguments are described without names of Python types."""
     arguments = page(command).partition("\nArguments:\n")[2].partition("\nOptions:\n")[0]
     assert not re.search(r"<\w+(\[\w+\])?>", arguments)
@@ -64,7 +64,7 @@ def test_every_command_can_be_quiet(page, command):
     assert "-q, --quiet" in page(command)
 
 
-def test_overview(page):
+def test_the_overview_is_complete(page):
     """The overview has examples, exit codes and a complete line about each command."""
     text = page()
     listed = text.split("Commands:\n")[1].split("\n\n")[0].splitlines()
@@ -106,6 +106,6 @@ def test_mistyped_lines_refer_to_the_help(capsys, arguments, line):
     ("path", "typed"),
     [("a/b.yaml", "a/b.yaml"), ("my models", '"my models"'), ("x(1)", '"x(1)"'), ("D:\\x y", '"D:\\x y"')],
 )
-def test_paths_to_be_typed(path, typed):
+def test_printed_paths_can_be_typed(path, typed):
     """A path printed as part of a command can be typed as printed."""
     assert quoted(path) == typed

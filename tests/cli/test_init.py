@@ -79,7 +79,7 @@ def test_the_study_reaches_the_ceiling(here, capsys):
     assert best == pytest.approx(reachable(target, base, [bold, slanted], MIDDLE), abs=1e-6)
 
 
-def test_the_written_recipe_and_study(here, capsys):
+def test_the_recipe_has_a_free_step_for_each_source(here, capsys):
     """The recipe has a step with free alphas for each source, files relative to its folder, and comments."""
     assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", "--json") == 0
 
@@ -110,7 +110,7 @@ def test_the_written_recipe_and_study(here, capsys):
         (["--metric", "encoder"], "add_difference", "base", "encoder+explained"),
     ],
 )
-def test_options_of_mode_and_metric(here, options, mode, c, metric):
+def test_mode_and_metric_can_be_chosen(here, options, mode, c, metric):
     """--mode sets the steps' mode; `explained` scores the blocks that the metric of --metric cannot."""
     assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", *options) == 0
 
@@ -204,7 +204,7 @@ def test_a_target_without_text_encoder_closes_base(here, write_sd1, sd1_tensors,
 
 
 @pytest.mark.parametrize("without", ["vae", "sources"])
-def test_other_missing_parts(here, write_sd1, sd1_tensors, capsys, without):
+def test_missing_parts_close_their_blocks_only(here, write_sd1, sd1_tensors, capsys, without):
     """A target without VAE closes no block; sources without text encoder close BASE, which cannot be compared."""
     around = sd1_tensors(seed=0)
     for seed, name in enumerate(("base", "x")):

@@ -182,7 +182,7 @@ def test_exports_leave_hashes_out(prepared, arguments, capsys, monkeypatch):
     assert "0123456789" not in exported
 
 
-def test_exit_codes(prepared, tmp_path, blockfit):
+def test_exit_codes_show_the_kind_of_failure(prepared, tmp_path, blockfit):
     """The exit code is 0 if done, 1 if a table cannot be written, 2 for bad input; JSON is printed with 0 and 1."""
     study = tmp_path / "study"
     (study / "trials.csv").mkdir(parents=True)

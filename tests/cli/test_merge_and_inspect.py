@@ -48,7 +48,7 @@ def metadata(path: Path) -> dict[str, str]:
     return found
 
 
-def test_merged_file_tells_its_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_merged_file_contains_its_sources(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A merged file contains its sources' sha256 and its date; inspect shows both as rows and as JSON."""
     output = folder / "out.safetensors"
     assert run("merge", folder / "recipe.yaml", "-o", output) == 0
@@ -78,7 +78,7 @@ def test_merged_file_tells_its_recipe(folder: Path, capsys: pytest.CaptureFixtur
     assert f"two.ckpt [{digests[1][:10]}]" in shown
 
 
-def test_no_recipe(folder: Path) -> None:
+def test_the_recipe_can_be_left_out(folder: Path) -> None:
     """With --no-recipe the file contains nothing about the recipe, and no file is hashed."""
     assert run("merge", folder / "recipe.yaml", "-o", folder / "out.safetensors", "--no-recipe") == 0
 
@@ -87,7 +87,7 @@ def test_no_recipe(folder: Path) -> None:
     assert not (folder.parent / "cache" / "hashes.json").exists()
 
 
-def test_vae(folder: Path) -> None:
+def test_a_vae_can_be_added(folder: Path) -> None:
     """--vae adds a VAE to sources without one."""
     output = folder / "out.safetensors"
     assert run("merge", folder / "recipe.yaml", "-o", output, "--vae", folder / "good.vae.pt", "--dtype", "fp32") == 0
@@ -99,7 +99,7 @@ def test_vae(folder: Path) -> None:
     assert json.loads(metadata(output)["sd_merge_recipe"])["vae"]["name"] == "good.vae.pt"
 
 
-def test_bad_vae(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unusable_vae_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An unusable VAE causes one line and exit code 2, and nothing is written."""
     save_file({"encoder.down_blocks.0.x": torch.ones(1)}, folder / "diffusers.safetensors")
     output = folder / "out.safetensors"
@@ -112,7 +112,7 @@ def test_bad_vae(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert not output.exists()
 
 
-def test_recipe_comes_back_from_the_file(folder: Path) -> None:
+def test_an_imported_recipe_merges_to_the_same_tensors(folder: Path) -> None:
     """The recipe imported from a merged file merges to the same tensors."""
     first, second = folder / "out.safetensors", folder / "again.safetensors"
     assert run("merge", folder / "recipe.yaml", "-o", first) == 0
@@ -159,7 +159,7 @@ def test_free_alphas_are_refused(folder: Path, capsys: pytest.CaptureFixture[str
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_finished_step_of_an_open_recipe(folder: Path) -> None:
+def test_a_step_without_free_alphas_can_be_merged(folder: Path) -> None:
     """A step that depends on no free alpha can be merged even if other steps have some."""
     (folder / "open.yaml").write_text(OPEN, encoding="utf-8")
     output = folder / "out.safetensors"

@@ -66,7 +66,7 @@ def run(*arguments):
     return int(left.value.code or 0)
 
 
-def test_checkpoints_of_the_command_line(here, store, capsys, monkeypatch):
+def test_commands_accept_names_and_hashes(here, store, capsys, monkeypatch):
     """compare, inspect, verify, simplify, merge --vae and import accept names, names with hash, and hashes."""
     closed = store / "theirs" / "closed.safetensors"
     monkeypatch.setenv("BLOCKFIT_MODELS", str(store))
@@ -88,7 +88,7 @@ def test_checkpoints_of_the_command_line(here, store, capsys, monkeypatch):
     assert load_recipe(here / "again.yaml").step("A").alpha.at("M00") == 0.5
 
 
-def test_a_recipe_and_a_study_with_hashes(here, store, capsys):
+def test_recipes_and_studies_accept_hashes(here, store, capsys):
     """A study that names its files by hash is fitted and merged, and best.yaml keeps the names."""
     recipe = hashed(RECIPE, store)
     (here / "recipe.yaml").write_text(recipe.replace("ALPHA", "{search: [0, 1], blocks: OUT03}"), encoding="utf-8")
@@ -107,7 +107,7 @@ def test_a_recipe_and_a_study_with_hashes(here, store, capsys):
     assert best.fitted.target.file == f"closed [{short(store / 'theirs' / 'closed.safetensors')}]"
 
 
-def test_folders_of_the_environment(here, store, capsys, monkeypatch):
+def test_a_missing_folder_of_the_environment_is_a_warning(here, store, capsys, monkeypatch):
     """A missing folder of BLOCKFIT_MODELS causes one warning; the others are used, with or without quotation marks."""
     missing, file = here / "unplugged", store / "base.safetensors"
     monkeypatch.setenv("BLOCKFIT_MODELS", os.pathsep.join((str(missing), f'"{store}"', str(file))))
@@ -153,7 +153,7 @@ def test_folders_of_the_environment(here, store, capsys, monkeypatch):
         (["inspect", "one", "--models", "nowhere"], ["--models: nowhere: no such folder"]),
     ],
 )
-def test_missing_ambiguous_and_wrong_files(here, store, capsys, monkeypatch, arguments, words):
+def test_missing_ambiguous_and_wrong_files_are_refused(here, store, capsys, monkeypatch, arguments, words):
     """A missing, ambiguous or wrong file causes one line with the option or field, and exit code 2."""
     monkeypatch.setenv("BLOCKFIT_MODELS", str(store))
     recipe = hashed(RECIPE, store)

@@ -108,7 +108,9 @@ COMMANDS = {
 
 @pytest.mark.parametrize("digits", [64, 10])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_another_file(folder: Path, write_sd1: Write, run: Run, command: str, digits: int) -> None:
+def test_a_file_with_another_hash_is_refused(
+    folder: Path, write_sd1: Write, run: Run, command: str, digits: int
+) -> None:
     """A file with another content is refused with both hashes, and nothing is written, for full and short noted hashes.
 
     The right file is accepted, and --no-verify accepts the other one.
@@ -134,7 +136,7 @@ def test_another_file(folder: Path, write_sd1: Write, run: Run, command: str, di
 class TestMergedFiles:
     """The hashes in a merged file's metadata."""
 
-    def test_verified(self, folder: Path, run: Run) -> None:
+    def test_a_verified_merge_records_full_hashes(self, folder: Path, run: Run) -> None:
         """A merge of the noted files records their full hashes and no remark."""
         note(folder, digits=10)
         assert run("merge", folder / "done.yaml", "-o", folder / "out.safetensors")[0] == 0
@@ -146,7 +148,9 @@ class TestMergedFiles:
         assert "sha256" not in models["other"]
 
     @pytest.mark.parametrize("options", [(), ("--no-recipe",)])
-    def test_not_verified(self, folder: Path, write_sd1: Write, run: Run, options: tuple[str, ...]) -> None:
+    def test_an_unverified_merge_records_it(
+        self, folder: Path, write_sd1: Write, run: Run, options: tuple[str, ...]
+    ) -> None:
         """A merge with --no-verify records "not verified" and the hashes of the merged files."""
         noted, found = change(folder, write_sd1)
         output = folder / "out.safetensors"
@@ -162,7 +166,7 @@ class TestMergedFiles:
             assert provenance is not None
             assert provenance.method[-1] == "hashes that its recipe noted were not verified"
 
-    def test_nothing_to_verify(self, folder: Path, run: Run) -> None:
+    def test_without_noted_hashes_no_remark_is_written(self, folder: Path, run: Run) -> None:
         """Without noted hashes there is no remark."""
         text = (folder / "done.yaml").read_text(encoding="utf-8")
         for name in ("base", "one"):
@@ -177,7 +181,7 @@ class TestMergedFiles:
 class TestFitting:
     """A study whose recipe notes hashes, as a study that starts from a best.yaml does."""
 
-    def test_the_noted_files(self, folder: Path) -> None:
+    def test_a_fit_notes_the_same_hashes(self, folder: Path) -> None:
         """A fit of the noted files notes the same hashes."""
         note(folder, digits=10)
         result = fit(load_study(folder), hashes=HashCache(folder / "hashes.json"))
@@ -214,7 +218,7 @@ class TestFitting:
         assert run("fit", folder)[0] == 2
         assert fit(load_study(folder), check_hashes=False).recipe.models["one"].sha256 == found
 
-    def test_statistics_of_missing_files(self, folder: Path, write_sd1: Write) -> None:
+    def test_statistics_replace_the_hashes_of_missing_files(self, folder: Path, write_sd1: Write) -> None:
         """Statistics that replace missing files also replace their hashes."""
         result = fit(load_study(folder))
         assert result.recipe.models["one"].sha256 == digest(folder / "one.safetensors")
@@ -231,7 +235,7 @@ class TestFitting:
             fit(load_study(folder).with_trials(4))
 
 
-def test_the_noted_target(folder: Path, write_sd1: Write, run: Run) -> None:
+def test_the_noted_target_is_checked(folder: Path, write_sd1: Write, run: Run) -> None:
     """A recipe that notes its target's hash is simplified against that file; another target must be named."""
     fit(load_study(folder))
     before = (folder / "best.simple.yaml").read_bytes()
@@ -250,7 +254,7 @@ def test_the_noted_target(folder: Path, write_sd1: Write, run: Run) -> None:
 class TestFromPython:
     """The Python functions."""
 
-    def test_merge(self, folder: Path, write_sd1: Write) -> None:
+    def test_merge_checks_hashes(self, folder: Path, write_sd1: Write) -> None:
         """`merge` checks hashes itself, reads each file once, and leaves an existing output intact."""
         recipe = load_recipe(folder / "done.yaml")
         tasks: list[str] = []
@@ -268,7 +272,7 @@ class TestFromPython:
         base, one = (load_file(folder / f"{name}.safetensors")[NAME] for name in ("base", "one"))
         torch.testing.assert_close(load_file(output)[NAME], (base + one) / 2)
 
-    def test_verify(self, folder: Path, write_sd1: Write) -> None:
+    def test_verify_checks_hashes(self, folder: Path, write_sd1: Write) -> None:
         """`verify` checks hashes itself."""
         paths = {name: folder / f"{name}.safetensors" for name in ("base", "one", "other")}
         change(folder, write_sd1)
@@ -277,7 +281,7 @@ class TestFromPython:
             verify(load_recipe(folder / "done.yaml"), paths, folder / "target.safetensors")
 
     @pytest.mark.parametrize("noted", ["", "abc", "0" * 63, "0" * 65, "g" * 64, "12345678", f"{'0' * 64} ", "sha256:0"])
-    def test_malformed_hashes(self, tmp_path: Path, noted: str) -> None:
+    def test_malformed_hashes_are_refused(self, tmp_path: Path, noted: str) -> None:
         """A malformed hash is reported as such, not as a difference."""
         save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
 
@@ -286,7 +290,7 @@ class TestFromPython:
 
     @pytest.mark.parametrize("suffix", CHECKPOINT_SUFFIXES)
     @pytest.mark.parametrize("spell", [str, str.upper])
-    def test_spellings(self, tmp_path: Path, suffix: str, spell: Callable[[str], str]) -> None:
+    def test_spellings_of_a_hash_are_equal(self, tmp_path: Path, suffix: str, spell: Callable[[str], str]) -> None:
         """Hashes match in upper and lower case, for files of any kind."""
         path = tmp_path / f"a{suffix}"
         path.write_bytes(b"content")
@@ -294,7 +298,7 @@ class TestFromPython:
 
         assert check_noted_hashes(models, {"a": path}) == {"a": digest(path)}
 
-    def test_all_at_once(self, tmp_path: Path) -> None:
+    def test_every_differing_file_has_a_line(self, tmp_path: Path) -> None:
         """Every differing or unreadable file has a line; hashes with the same start are shown in full."""
         for name in "abc":
             (tmp_path / name).write_bytes(name.encode())

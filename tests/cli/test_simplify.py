@@ -114,7 +114,7 @@ def test_json_and_verify_agree(best, run, tmp_path):
 
 
 @pytest.mark.parametrize("metric", ["attention", pytest.param("delta", marks=pytest.mark.slow)])
-def test_again_changes_nothing(folder, run, metric):
+def test_a_second_run_changes_nothing(folder, run, metric):
     """Simplifying a simplified recipe changes nothing: losses count from the fit in both cases."""
     (folder / "study.yaml").write_text(STUDY.replace("METRIC", f"{metric}, strategy: stepwise"), encoding="utf-8")
     assert run("fit", folder, "--device", "cpu")[0] == 0
@@ -129,7 +129,7 @@ def test_again_changes_nothing(folder, run, metric):
 
 
 @pytest.mark.parametrize("metric", ["weights", "delta", "elements", "attention"])
-def test_a_recipe_that_notes_nothing(folder, run, metric):
+def test_a_handwritten_recipe_is_simplified(folder, run, metric):
     """A handwritten recipe takes target and metric from the options and notes them for the next run."""
     path = folder / "hand.yaml"
     path.write_text(
@@ -194,7 +194,7 @@ def test_another_target_and_other_inputs_are_reported(best, run, folder):
         ("unseen.yaml", (), ["fitted.searches[0].blocks: OUT00 cannot be measured by 'attention'"]),
     ],
 )
-def test_bad_input(folder, run, recipe, options, words):
+def test_bad_input_is_refused(folder, run, recipe, options, words):
     """Bad input causes one line with the problem and the valid values, exit code 2, and nothing is written."""
     steps = "steps:\n  - {name: T, mode: weight_sum, a: x, b: y, alpha: 0.5}\n"
     done = "models: {x: {file: x}, y: {file: y}}\n" + steps

@@ -42,7 +42,7 @@ def test_the_family_fits_into_the_repository() -> None:
 
 
 @pytest.mark.parametrize("name", ["base", *FINETUNES])
-def test_checkpoints_are_in_order(name: str) -> None:
+def test_every_checkpoint_has_all_blocks(name: str) -> None:
     """Every checkpoint is SD 1.x in fp16 with all 26 blocks, and unusual at most in lacking the VAE."""
     inspection = inspect_checkpoint(FAMILY / "models" / f"{name}.safetensors")
 
@@ -63,7 +63,7 @@ def test_finetunes_truly_differ() -> None:
     assert np.abs(unit @ unit.T - np.eye(len(deltas))).max() < 0.9
 
 
-def test_target_is_what_the_answer_says(tmp_path: Path) -> None:
+def test_the_answer_merges_to_the_target(tmp_path: Path) -> None:
     """Merging the answer's recipe gives the target, bit for bit."""
     recipe = load_recipe(FAMILY / "answer" / "recipe.yaml")
     paths = Library().all_models({name: model.file for name, model in recipe.models.items()}, FAMILY / "answer")
@@ -74,7 +74,7 @@ def test_target_is_what_the_answer_says(tmp_path: Path) -> None:
     assert all(torch.equal(again[name], target[name]) for name in target)
 
 
-def test_joint_delta_recovers_every_alpha_where_nothing_is_unknown(tmp_path: Path) -> None:
+def test_a_joint_fit_by_delta_recovers_every_alpha(tmp_path: Path) -> None:
     """With all sources known and a recipe of full rank, joint fitting by delta finds every alpha to 0.002."""
     shutil.copytree(FAMILY / "models", tmp_path / "models")
     random = np.random.default_rng(3)

@@ -86,7 +86,7 @@ def write(tmp_path):
         ),
     ],
 )
-def test_mistakes(write, old, new, expected):
+def test_mistakes_are_refused(write, old, new, expected):
     """A mistake is refused with the file, the field, the value received and the values allowed."""
     path = write(old, new)
 
@@ -98,7 +98,7 @@ def test_mistakes(write, old, new, expected):
     assert lines[0].startswith(f"{path}:")
 
 
-def test_a_registered_layout(write):
+def test_a_layout_can_be_registered(write):
     """A layout is available while it is registered, read anew if it is registered again, and unknown once forgotten."""
     path = write()
     try:
@@ -114,7 +114,7 @@ def test_a_registered_layout(write):
         load_layout("toy")
 
 
-def test_a_name_that_is_taken(write):
+def test_a_name_in_use_is_refused(write):
     """A file is refused if blockfit's own layout, or that of another file, has its name."""
     path = write("name: toy", "name: sd1")
     with pytest.raises(InputError, match="name: received 'sd1'; another layout has this name, blockfit's own"):
@@ -131,7 +131,7 @@ def test_a_name_that_is_taken(write):
         forget_layout("toy")
 
 
-def test_places_of_stable_diffusion():
+def test_places_of_stable_diffusion_have_their_blocks():
     """Each block of Stable Diffusion 1.x has the place in its name; the network has two further places."""
     layout = load_layout("sd1")
     unet = "model.diffusion_model."

@@ -48,7 +48,7 @@ def literals(source):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_no_literal_of_a_family(path):
+def test_no_module_names_a_family(path):
     """A module outside families names no tensor, block, file or number of one family."""
     inside = path.relative_to(PACKAGE).as_posix()
     found = [(line, text) for line, text in literals(path.read_text(encoding="utf-8"))]
@@ -56,7 +56,7 @@ def test_no_literal_of_a_family(path):
     assert [one for one in found if (inside, one[1]) not in ABOUT_OTHERS] == []
 
 
-def test_the_check_sees_literals():
+def test_the_check_finds_literals():
     """The check finds literals in plain and in formatted texts, and ignores docstrings."""
     code = '"""In a docstring: OUT03."""\nx = f"no {x} in model.diffusion_model."\ny = ("M00", 26)\nexamples("OUT03")\n'
     code += 'f(examples=["M00"])\n'

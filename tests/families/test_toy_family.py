@@ -112,7 +112,7 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err.splitlines()
 
 
-def test_inspect(family, capsys):
+def test_inspect_names_the_layout(family, capsys):
     """`inspect` names the layout, counts tensors by block, and finds nothing unusual except the integer."""
     (found,) = printed(capsys, "inspect", str(family[0] / "target.safetensors"))
 
@@ -125,7 +125,7 @@ def test_inspect(family, capsys):
     ]
 
 
-def test_other_spellings(family, tmp_path, capsys):
+def test_other_spellings_give_the_same_tensors(family, tmp_path, capsys):
     """A file with another spelling of names gives the same tensors."""
     path = tmp_path / "renamed.safetensors"
     named = {name.replace("dit.", "model.dit."): value for name, value in family[1]["target"].items()}
@@ -143,7 +143,7 @@ def test_other_spellings(family, tmp_path, capsys):
     assert found["blocks"] == {block: pytest.approx(1, abs=1e-6) for block in BLOCKS}
 
 
-def test_compare(family, capsys):
+def test_similarities_equal_their_definition(family, capsys):
     """Similarities equal their definition, block by block; a group of the layout is a list of blocks."""
     folder, tensors = family
     files = [str(folder / "fine1.safetensors"), "--target", str(folder / "target.safetensors")]
@@ -183,14 +183,14 @@ def test_fit_finds_the_numbers(study):
         assert {block: alpha.at(block) for block in BLOCKS} == pytest.approx(planted, abs=1e-4)
 
 
-def test_ceiling(study, capsys):
+def test_the_ceiling_is_reached(study, capsys):
     """The ceiling of these sources is reached, in every block."""
     found = printed(capsys, "ceiling", str(study))
 
     assert {block: one["ceiling"] for block, one in found["blocks"].items()} == pytest.approx(dict.fromkeys(BLOCKS, 1))
 
 
-def test_merge(study, family, tmp_path):
+def test_the_merge_is_the_target(study, family, tmp_path):
     """The merge of the best recipe is the target; no position ids are added, and the integer stays."""
     output = tmp_path / "clone.safetensors"
 
@@ -223,7 +223,7 @@ def test_a_mapping_leaves_tensors(family, tmp_path, mapping):
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
 
 
-def test_report(study, tmp_path):
+def test_the_report_shows_the_family(study, tmp_path):
     """The report shows each block of the family with its number, and nothing of another family."""
     output = tmp_path / "report.html"
 
@@ -253,7 +253,7 @@ def test_numbers_are_written_and_read_again():
     assert alpha == Alpha(dict(ONE))
 
 
-def test_numbers_by_block_below_a_formula():
+def test_numbers_by_block_are_read():
     """Numbers below a formula may have the names of the family's blocks."""
     text = "\n".join(
         [
@@ -269,7 +269,7 @@ def test_numbers_by_block_below_a_formula():
 
 
 @pytest.mark.parametrize("count", [26, 25, 9])
-def test_numbers_of_another_family(count):
+def test_numbers_of_another_family_are_refused(count):
     """Numbers in the count of another family are refused with the number of blocks."""
     text = f'layout: "toy"\nA x (1-alpha) + B x alpha = MIX\nalpha = ({",".join(["0.5"] * count)})'
 
@@ -278,7 +278,7 @@ def test_numbers_of_another_family(count):
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_tools_that_do_not_know_it(study, name):
+def test_tools_without_the_family_are_refused(study, name):
     """A format of a tool that has no convention for the family is refused in one line."""
     with pytest.raises(RecipeError) as error:
         export_recipe(load_recipe(study / "best.yaml"), name)
@@ -286,14 +286,14 @@ def test_tools_that_do_not_know_it(study, name):
     assert error.value.problems == (f"layout: received 'toy'; the {name} export takes sd1",)
 
 
-def test_presets_of_another_family(toy):
+def test_presets_of_another_family_are_refused(toy):
     """A preset that comes with SuperMerger is refused with the reason."""
     with pytest.raises(RecipeError, match="preset 'GRAD_V': SuperMerger has it for other families; toy has no such"):
         read_notation('layout: "toy"\nA x (1-alpha) + B x alpha = MIX\nalpha = GRAD_V')
     assert toy is load_layout("toy")
 
 
-def test_metrics_that_it_does_not_offer(family, tmp_path, capsys):
+def test_unsupported_metrics_are_refused(family, tmp_path, capsys):
     """Metrics that the layout does not support are refused in one line with the reason, before any work."""
     folder = family[0]
     target, base, fine = (str(folder / f"{name}.safetensors") for name in ("target", "toy-v1", "fine1"))
@@ -312,7 +312,7 @@ def test_metrics_that_it_does_not_offer(family, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_stage_of_such_a_metric(study, tmp_path, capsys):
+def test_a_stage_with_an_unsupported_metric_is_refused(study, tmp_path, capsys):
     """A study with such a metric is refused with the field, the metric and the reason."""
     text = (study / "study.yaml").read_text(encoding="utf-8")
     (tmp_path / "recipe.yaml").write_bytes((study / "recipe.yaml").read_bytes())
@@ -325,7 +325,7 @@ def test_a_stage_of_such_a_metric(study, tmp_path, capsys):
     )
 
 
-def test_preview(family, tmp_path, capsys):
+def test_preview_is_refused(family, tmp_path, capsys):
     """`preview` is refused in one line, since the family has no pipeline."""
     target, fine = (str(family[0] / f"{name}.safetensors") for name in ("target", "fine1"))
 
@@ -336,7 +336,7 @@ def test_preview(family, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_further_processes_know_it(study, tmp_path):
+def test_workers_have_the_registered_layouts(study, tmp_path):
     """The processes of `fit --workers` have the layouts registered in the first process."""
     (tmp_path / "recipe.yaml").write_bytes((study / "recipe.yaml").read_bytes())
     text = (study / "study.yaml").read_text(encoding="utf-8")

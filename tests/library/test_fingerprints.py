@@ -27,7 +27,7 @@ def fingerprint_of(path, cache=None):
 class TestFingerprint:
     """The identity of tensors."""
 
-    def test_definition(self, tmp_path):
+    def test_the_fingerprint_is_its_definition(self, tmp_path):
         """A fingerprint is the SHA-256 over name, dtype, shape and both ends of each tensor, in the order of names."""
         save_file(
             {"b": torch.arange(1024.0), "a": torch.tensor(7, dtype=torch.uint8)},  # 4096 bytes: exactly two ends
@@ -38,7 +38,7 @@ class TestFingerprint:
         expected = hashlib.sha256(b'["a", "uint8", []]' + b"\x07\x07" + b'["b", "float32", [1024]]' + numbers)
         assert expected.hexdigest() == fingerprint_of(tmp_path / "a.safetensors")
 
-    def test_same_tensors(self, tmp_path, write_sd1):
+    def test_equal_tensors_have_the_same_fingerprint(self, tmp_path, write_sd1):
         """Format, order, metadata and the spelling of the text encoder's names do not change the fingerprint."""
         text = "cond_stage_model.transformer."
         tensors = write_sd1(tmp_path / "a.safetensors")
@@ -48,7 +48,7 @@ class TestFingerprint:
 
         assert len({fingerprint_of(path) for path in tmp_path.iterdir()}) == 1
 
-    def test_different_tensors(self, tmp_path, write_sd1):
+    def test_different_tensors_have_another_fingerprint(self, tmp_path, write_sd1):
         """Another value at either end, dtype, shape, name or set of tensors changes the fingerprint."""
         name = "model.diffusion_model.input_blocks.0.0.weight"
         value = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)).repeat(8, 1, 1, 1)
@@ -66,7 +66,7 @@ class TestFingerprint:
 class TestSha256:
     """The identity of files."""
 
-    def test_value(self, tmp_path):
+    def test_the_hash_is_that_of_hashlib(self, tmp_path):
         """A file larger than the buffer has the hash of hashlib, and the short hash is its beginning."""
         content = os.urandom(5_000_001)
         (tmp_path / "a").write_bytes(content)
@@ -75,7 +75,7 @@ class TestSha256:
         assert expected == sha256(tmp_path / "a")
         assert expected[:10] == short_hash(expected)
 
-    def test_missing_file(self, tmp_path):
+    def test_a_missing_file_is_named(self, tmp_path):
         """An unreadable file raises a CheckpointError that names it."""
         with pytest.raises(CheckpointError, match=r"missing\.ckpt: cannot be read"):
             sha256(tmp_path / "missing.ckpt")
@@ -91,7 +91,7 @@ def as_it_is(path):
 class TestHashCache:
     """The cache of hashes."""
 
-    def test_remembers(self, tmp_path, write_sd1):
+    def test_hashes_are_remembered(self, tmp_path, write_sd1):
         """Another cache object finds both hashes, through another spelling of the path too, without computing them."""
         path = tmp_path / "a.safetensors"
         write_sd1(path)
@@ -102,7 +102,7 @@ class TestHashCache:
 
         assert values == (again.look_up(detour, "sha256"), again.look_up(path, "fingerprint"))
 
-    def test_is_used(self, tmp_path, write_sd1):
+    def test_a_cached_hash_is_used(self, tmp_path, write_sd1):
         """The cached hash is returned while the file is unchanged."""
         path = tmp_path / "a.safetensors"
         write_sd1(path)
@@ -112,7 +112,7 @@ class TestHashCache:
         assert sha256(path, cache) == "remembered"
 
     @pytest.mark.parametrize("same_size", [True, False])
-    def test_changed_file(self, tmp_path, same_size):
+    def test_a_changed_file_is_hashed_again(self, tmp_path, same_size):
         """A file with another size or modification time is hashed again."""
         path, cache = tmp_path / "a", HashCache(tmp_path / "hashes.json")
         path.write_bytes(b"old")
@@ -125,7 +125,7 @@ class TestHashCache:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells no time of the last change")
     @pytest.mark.parametrize("by", ["written into", "put in its place"])
-    def test_another_of_the_same_size_and_time(self, tmp_path, by):
+    def test_a_replaced_file_of_the_same_size_and_time_is_hashed_again(self, tmp_path, by):
         """A replaced file with the same size and modification time, as after `cp -p`, is hashed again."""
         path, cache = tmp_path / "a", HashCache(tmp_path / "hashes.json")
         path.write_bytes(b"old")
@@ -155,7 +155,7 @@ class TestHashCache:
             b"[" * 9999,
         ],
     )
-    def test_broken_cache(self, tmp_path, content):
+    def test_a_broken_cache_is_replaced(self, tmp_path, content):
         """A broken cache file is ignored and replaced."""
         path, cache = tmp_path / "a", HashCache(tmp_path / "hashes.json")
         path.write_bytes(b"x")
@@ -165,7 +165,7 @@ class TestHashCache:
         assert expected == sha256(path, cache)
         assert expected == cache.look_up(path, "sha256")
 
-    def test_unwritable_cache(self, tmp_path):
+    def test_an_unwritable_cache_stops_no_hashing(self, tmp_path):
         """Files are hashed even if the cache cannot be written."""
         (tmp_path / "a").write_bytes(b"x")
         cache = HashCache(tmp_path / "a" / "hashes.json")  # a file has the place of the folder
@@ -173,7 +173,7 @@ class TestHashCache:
         assert hashlib.sha256(b"x").hexdigest() == sha256(tmp_path / "a", cache)
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
-    def test_folder_that_all_may_write_into(self, tmp_path):
+    def test_a_cache_that_all_may_write_is_not_trusted(self, tmp_path):
         """A cache that every user may write is not trusted, and no link in its folder is followed."""
         (tmp_path / "a").write_bytes(b"x")
         folder = tmp_path / "shared"
@@ -192,7 +192,7 @@ class TestHashCache:
         assert (tmp_path / "victim").read_bytes() == before
 
     @pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="gives a folder to another user")
-    def test_folder_of_another_user(self):
+    def test_a_cache_of_another_user_is_not_trusted(self):
         """A cache in another user's folder is not trusted."""
         program = """
 import os, sys, warnings
@@ -220,7 +220,7 @@ for owner in (65534, 12345, 0):
         assert out.split() == ["0" * 64, "None", "0" * 64]
 
     @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX modes")
-    def test_new_folder(self, tmp_path):
+    def test_a_new_folder_is_private(self, tmp_path):
         """A new folder of the cache is private to this user."""
         (tmp_path / "a").write_bytes(b"x")
         tmp_path.chmod(0o777)
@@ -235,7 +235,7 @@ for owner in (65534, 12345, 0):
 class TestDefaultCacheFolder:
     """The folder of the cache."""
 
-    def test_chosen(self, monkeypatch, tmp_path):
+    def test_the_environment_chooses_the_folder(self, monkeypatch, tmp_path):
         """BLOCKFIT_CACHE has precedence."""
         monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path))
 
@@ -243,7 +243,7 @@ class TestDefaultCacheFolder:
 
     @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="the XDG convention")
     @pytest.mark.parametrize(("xdg", "expected"), [("/caches", "/caches/blockfit"), ("", "/home/me/.cache/blockfit")])
-    def test_xdg(self, monkeypatch, xdg, expected):
+    def test_the_default_folder_is_that_of_xdg(self, monkeypatch, xdg, expected):
         """Without BLOCKFIT_CACHE the folder is in XDG_CACHE_HOME or ~/.cache; an empty variable counts as unset."""
         monkeypatch.setenv("BLOCKFIT_CACHE", "")
         monkeypatch.setenv("XDG_CACHE_HOME", xdg)
@@ -253,7 +253,7 @@ class TestDefaultCacheFolder:
 
 
 @pytest.mark.parametrize("size", [5 << 20, (1 << 20) + 100, 100])
-def test_legacy_hash(tmp_path, size):
+def test_the_old_hash_covers_64_kib(tmp_path, size):
     """The old hash covers the 64 KiB after the first MiB, or less in a shorter file."""
     data = bytes(n * n % 251 for n in range(997)) * (size // 997 + 1)
     (tmp_path / "a").write_bytes(data[:size])

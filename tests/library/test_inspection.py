@@ -22,7 +22,7 @@ def unusual(tmp_path, write_sd1, **options):
     return list(inspect_checkpoint(tmp_path / "a.safetensors").unusual)
 
 
-def test_ordinary_checkpoint(tmp_path, write_sd1):
+def test_an_ordinary_checkpoint_has_no_oddities(tmp_path, write_sd1):
     """A plain checkpoint has no oddities; its numbers are those of its tensors and its file."""
     path = tmp_path / "a.safetensors"
     tensors = write_sd1(
@@ -46,7 +46,7 @@ def test_ordinary_checkpoint(tmp_path, write_sd1):
     assert found.metadata == {"recipe": {"a": [1]}, "hash": "12e4", "bad": '{"a": NaN}'}
 
 
-def test_blocks(tmp_path, write_sd1):
+def test_blocks_are_listed_in_order(tmp_path, write_sd1):
     """Blocks are listed in layout order with the tensors that merge, without EMA copies and position_ids."""
     write_sd1(tmp_path / "a.ckpt", ema=True, width=8)
 
@@ -61,7 +61,7 @@ def test_blocks(tmp_path, write_sd1):
     assert {"tensors": 2 + 2 * 16 + 2 + 4, "parameters": text + 8 * 27 + 8 + 3 * 72 + 3} == blocks["BASE"]
 
 
-def test_json(tmp_path, write_sd1):
+def test_the_json_survives_a_round(tmp_path, write_sd1):
     """The dictionary survives a round through JSON."""
     write_sd1(tmp_path / "a.safetensors", vae=False)
     found = inspect_checkpoint(tmp_path / "a.safetensors").as_dict()
@@ -109,19 +109,19 @@ def test_json(tmp_path, write_sd1):
         ),
     ],
 )
-def test_unusual(tmp_path, write_sd1, options, sentence):
+def test_each_oddity_has_a_sentence(tmp_path, write_sd1, options, sentence):
     """Each oddity gives one sentence, and no other."""
     assert [sentence] == unusual(tmp_path, write_sd1, **options)
 
 
-def test_ema(tmp_path, write_sd1, sd1_tensors):
+def test_an_ema_copy_is_counted(tmp_path, write_sd1, sd1_tensors):
     """An EMA copy is counted; its integer counter is no oddity."""
     copies = sum(name.startswith("model_ema.") for name in sd1_tensors(ema=True))
 
     assert [f"an EMA copy of {copies} tensors: merges leave it out"] == unusual(tmp_path, write_sd1, ema=True)
 
 
-def test_old_spelling(tmp_path, write_sd1, sd1_tensors):
+def test_old_spellings_are_reported(tmp_path, write_sd1, sd1_tensors):
     """Names in an old spelling are reported with an example."""
     count = sum(name.startswith(TEXT) for name in sd1_tensors())
 
@@ -130,7 +130,7 @@ def test_old_spelling(tmp_path, write_sd1, sd1_tensors):
     assert sentence.startswith(f"{count} tensors under other names, such as 'cond_stage_model.transformer.")
 
 
-def test_noise_schedule(tmp_path, write_sd1):
+def test_another_noise_schedule_is_reported(tmp_path, write_sd1):
     """LDM's noise schedule is no oddity, in half precision neither; another one is reported."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     usual = {"betas": betas.half(), "alphas_cumprod": (1 - betas).cumprod(0).bfloat16(), "logvar": torch.zeros(1000)}
@@ -141,7 +141,7 @@ def test_noise_schedule(tmp_path, write_sd1):
     ]
 
 
-def test_unknown_layout(tmp_path):
+def test_an_unknown_layout_is_described_by_its_names(tmp_path):
     """A file of another kind is described by its names, without blocks."""
     save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "a.safetensors")
 
@@ -155,7 +155,7 @@ def test_unknown_layout(tmp_path):
     )
 
 
-def test_quick(tmp_path, write_sd1):
+def test_a_quick_inspection_reads_no_values(tmp_path, write_sd1):
     """Without a full read, values are not checked, and only a cached hash is given."""
     path, cache = tmp_path / "a.safetensors", HashCache(tmp_path / "hashes.json")
     write_sd1(path, overrides={FIRST: torch.zeros(8, 4, 3, 3)})
@@ -168,7 +168,7 @@ def test_quick(tmp_path, write_sd1):
     assert value == after.sha256
 
 
-def test_unusable_file(tmp_path):
+def test_an_unusable_file_is_refused(tmp_path):
     """A file that is no checkpoint raises the error of opening it."""
     (tmp_path / "a.ckpt").write_bytes(b"<html>")
 
@@ -178,7 +178,7 @@ def test_unusable_file(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_values_that_are_not_finite(tmp_path, dtype, value):
+def test_values_that_are_not_finite_are_named(tmp_path, dtype, value):
     """Tensors with a NaN or an infinity are named in every dtype; integers and empty tensors are fine."""
     tensors = {
         "a": torch.ones(3).to(dtype),

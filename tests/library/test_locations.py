@@ -61,12 +61,12 @@ OTHER = hashlib.sha256(b"another 2").hexdigest()
         f"renamed since [{ONE[:10]}]",
     ],
 )
-def test_by_hash(tmp_path: Path, store: Path, file: str) -> None:
+def test_a_file_is_found_by_its_hash(tmp_path: Path, store: Path, file: str) -> None:
     """A checkpoint is found by the WebUI's notation and by its hash alone, even if it was renamed."""
     assert locate(file, tmp_path, [store]) == store / "a" / "one.safetensors"
 
 
-def test_several_of_one_name(tmp_path: Path, store: Path) -> None:
+def test_several_files_of_one_name_are_refused(tmp_path: Path, store: Path) -> None:
     """Two files of one name in two folders are refused and listed; a folder or a hash selects one."""
     with pytest.raises(CheckpointError) as caught:
         locate("two", tmp_path, [store])
@@ -113,7 +113,7 @@ def test_only_files_that_may_be_equal_are_hashed(tmp_path: Path, store: Path, ha
     assert not hashes.file.exists()
 
 
-def test_another_hash(tmp_path: Path, store: Path) -> None:
+def test_a_file_with_another_hash_is_refused(tmp_path: Path, store: Path) -> None:
     """A file of the name with another hash is refused with both hashes, short or whole as given."""
     with pytest.raises(CheckpointError, match=f"one.safetensors: has the hash {ONE[:10]}, not 0123456789") as caught:
         locate("one [0123456789]", tmp_path, [store])
@@ -126,7 +126,7 @@ def test_another_hash(tmp_path: Path, store: Path) -> None:
     assert len(both.value.problems) == 2
 
 
-def test_only_what_has_the_name_is_read(tmp_path: Path, store: Path, hashes: HashCache) -> None:
+def test_only_files_of_the_name_are_hashed(tmp_path: Path, store: Path, hashes: HashCache) -> None:
     """With a name, only the file of that name is hashed, with progress, and its hash is cached."""
     reported: list[tuple[str, int, int]] = []
 
@@ -137,7 +137,7 @@ def test_only_what_has_the_name_is_read(tmp_path: Path, store: Path, hashes: Has
     assert reported == [(f"hashing to find {ONE[:10]}", 1, 1)]
 
 
-def test_hashes_that_are_known(tmp_path: Path, store: Path, hashes: HashCache) -> None:
+def test_cached_hashes_are_trusted(tmp_path: Path, store: Path, hashes: HashCache) -> None:
     """A cached hash is trusted, and no file is read for it."""
     path = store / "b" / "two.ckpt"
     state = path.stat()
@@ -172,7 +172,7 @@ def test_a_name_comes_before_a_hash(tmp_path: Path, store: Path) -> None:
     assert locate("x [0123456789]", tmp_path, [store]) == tmp_path / "x [0123456789].ckpt"
 
 
-def test_old_hashes(tmp_path: Path, store: Path) -> None:
+def test_an_old_hash_is_accepted_with_a_warning(tmp_path: Path, store: Path) -> None:
     """The old hash of 8 digits is accepted with a warning if only one file has it; otherwise the files are listed."""
     content = bytes(0x100000) + b"part" * 0x4000 + b"end"
     old = hashlib.sha256(b"part" * 0x4000).hexdigest()[:8]
@@ -193,7 +193,7 @@ def test_old_hashes(tmp_path: Path, store: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
-def test_files_that_cannot_be_read(tmp_path: Path, store: Path) -> None:
+def test_unreadable_files_stop_no_search(tmp_path: Path, store: Path) -> None:
     """An unreadable file stops no search by hash alone; under a given name it is reported with the reason."""
     old = hashlib.sha256(b"part").hexdigest()[:8]
     write(store / "b" / "old.ckpt", bytes(0x100000) + b"part")
@@ -209,21 +209,21 @@ def test_files_that_cannot_be_read(tmp_path: Path, store: Path) -> None:
             locate(f"{name} [{digits}]", tmp_path, [store])
 
 
-def test_statistics_are_no_checkpoint(tmp_path: Path, store: Path) -> None:
+def test_statistics_are_never_found_as_a_checkpoint(tmp_path: Path, store: Path) -> None:
     """The statistics in a study's folder are never found as a checkpoint, by no hash."""
     digest = write(store / "a" / "statistics.safetensors", b"of a study")
 
     assert locate(digest, store / "a", [store]) is None
 
 
-def test_names_that_no_file_can_have(tmp_path: Path, store: Path) -> None:
+def test_names_too_long_for_a_file_are_not_found(tmp_path: Path, store: Path) -> None:
     """A name too long for any file is not found, without another error."""
     assert locate("x" * 300, tmp_path, [store]) is None
     with pytest.raises(CheckpointError, match="x: no such file"):
         Library.of([store]).find_given(Path("x" * 300))
 
 
-def test_hashes_of_other_lengths(tmp_path: Path, store: Path) -> None:
+def test_hashes_of_other_lengths_are_refused(tmp_path: Path, store: Path) -> None:
     """A hash of another length is refused."""
     with pytest.raises(CheckpointError, match="a hash of 12 digits"):
         locate("one [0123456789ab]", tmp_path, [store])
@@ -239,7 +239,7 @@ def test_files_are_located_all_at_once(tmp_path: Path, store: Path) -> None:
     assert [problem.split(".file: ")[0] for problem in problems] == [f"recipe.yaml: models.{name}" for name in "bcd"]
 
 
-def test_what_exists_is_meant(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_path_has_precedence(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An existing path has precedence; the message for a missing one lists the folders searched."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "two.ckpt", b"here")
@@ -270,7 +270,7 @@ def test_what_exists_is_meant(tmp_path: Path, store: Path, monkeypatch: pytest.M
         ("0123456789", None),
     ],
 )
-def test_near_names(tmp_path: Path, asked: str, offered: str | None) -> None:
+def test_near_names_are_suggested(tmp_path: Path, asked: str, offered: str | None) -> None:
     """For a missing file at most three similar names from all folders are suggested."""
     models = tmp_path / "models"
     for name in (
@@ -294,7 +294,7 @@ def test_near_names(tmp_path: Path, asked: str, offered: str | None) -> None:
     )
 
 
-def test_near_names_of_a_text(tmp_path: Path) -> None:
+def test_near_names_of_texts_are_suggested(tmp_path: Path) -> None:
     """For a missing recipe or other text, texts beside it and folders with a study are suggested, no checkpoints."""
     write(tmp_path / "recipe.yaml", b"")
     write(tmp_path / "recipe.safetensors", b"")
@@ -324,7 +324,7 @@ def test_near_names_are_found_quickly(tmp_path: Path) -> None:
     assert "'some_model_with_a_long_name-250.safetensors'" in caught.value.problems[1]
 
 
-def test_folders_that_are_missing(tmp_path: Path, store: Path) -> None:
+def test_missing_folders_are_reported(tmp_path: Path, store: Path) -> None:
     """A missing folder is reported with similar names; a file given as a folder is reported as a file."""
     check_folders([store, store / "a"])
 
@@ -338,7 +338,7 @@ def test_folders_that_are_missing(tmp_path: Path, store: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
-def test_links(tmp_path: Path, store: Path) -> None:
+def test_linked_folders_are_searched_once(tmp_path: Path, store: Path) -> None:
     """Linked folders are searched once, in circles too; a file and a link to it count as one."""
     elsewhere = tmp_path / "elsewhere"
     write(elsewhere / "far.ckpt", b"far")
@@ -361,7 +361,7 @@ def test_links(tmp_path: Path, store: Path) -> None:
         ("[0123456789]", ""),
     ],
 )
-def test_name_without_hash(file: str, name: str) -> None:
+def test_the_appended_hash_is_not_part_of_the_name(file: str, name: str) -> None:
     """The hash that the WebUI appends is not part of the name."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -148,7 +148,7 @@ def provenance_of(recipe):
         ),
     ],
 )
-def test_tools(recipe, tool, method, models, per_block):
+def test_each_tools_recipe_is_described(recipe, tool, method, models, per_block):
     """Each tool's recipe is described in its own words, with hashes resolved to names and each model once."""
     found = provenance_of(recipe)
 
@@ -181,14 +181,14 @@ def test_only_steps_that_were_merged_are_described():
     assert [model.name for model in three.models] == ["c.safetensors"]
 
 
-def test_one_alpha_for_all_blocks():
+def test_a_recipe_without_block_weights_has_one_alpha():
     """A recipe of SuperMerger without block weights has one alpha."""
     found = provenance_of({**SUPERMERGER, "mbw": False, "weights_alpha": None})
 
     assert (found.method, found.per_block) == (("Weight sum, 0.5",), False)
 
 
-def test_mecha():
+def test_sd_mechas_recipe_is_read():
     """sd-mecha's recipe is a text in a separate field."""
     found = read_provenance({"mecha_recipe": MECHA})
 
@@ -201,7 +201,7 @@ def test_mecha():
     ("field", "graph", "method", "per_block"),
     [("prompt", PROMPT, "ModelMergeSD1", True), ("workflow", WORKFLOW, "ModelMergeSimple", False)],
 )
-def test_comfy(field, graph, method, per_block):
+def test_comfyuis_workflow_is_read(field, graph, method, per_block):
     """ComfyUI's prompt, or its workflow alone, gives the loaded files and the merging nodes."""
     found = read_provenance({field: json.dumps(graph)})
 
@@ -222,13 +222,13 @@ def test_inspection_contains_provenance(tmp_path, write_sd1):
 
 
 @pytest.mark.parametrize("text", ["{", "[1", '{"a": NaN}', '{"a": 1e999}', "[" * 5000, "[" * 500 + "]" * 500, "12e4"])
-def test_text_that_stays_text(text):
+def test_other_text_is_unchanged(text):
     """Text that is no JSON, holds numbers that JSON cannot, or is nested too deep is returned unchanged."""
     assert parsed(text) == text
 
 
 @pytest.mark.parametrize("encodings", [1, 2, 3])
-def test_metadata_that_was_encoded_twice(encodings):
+def test_metadata_encoded_twice_are_decoded(encodings):
     """A JSON text within a JSON text is decoded, since tools that copy metadata encode it once more."""
     recipe, models = json.dumps(SUPERMERGER), {key: json.dumps(entry) for key, entry in MODELS.items()}
     models = json.dumps(models)
@@ -242,7 +242,7 @@ def test_metadata_that_was_encoded_twice(encodings):
 
 
 @pytest.mark.parametrize("text", ['"text"', '"12"', '"\\"{\\""', '"[1"', json.dumps("{" * 5000), '"" {'])
-def test_texts_within_texts_that_stay(text):
+def test_a_json_text_without_structure_is_unchanged(text):
     """A JSON text without an object or list is returned unchanged."""
     assert parsed(text) == text
 
@@ -276,12 +276,12 @@ def test_control_characters_are_not_shown():
         ([A], (None, None)),
     ],
 )
-def test_name_and_hash(reference, expected):
+def test_a_model_is_found_by_name_or_hash(reference, expected):
     """A model is found by its sha256, the beginning of it in brackets, or its name with or without extension."""
     assert name_and_hash(reference, MODELS) == expected
 
 
-def test_two_files_of_one_name():
+def test_a_shared_name_gives_no_hash():
     """A name shared by two models gives no hash."""
     known = {A: {"name": "x.ckpt"}, B: {"name": "x.safetensors"}}
 
@@ -321,7 +321,7 @@ BROKEN = st.builds(
     other=HOSTILE | BROKEN,
     field=st.sampled_from(["mecha_recipe", "prompt", "workflow", "sd_merge_recipe"]),
 )
-def test_hostile_metadata(recipe, models, other, field):
+def test_hostile_metadata_can_be_shown(recipe, models, other, field):
     """Any contents of the fields give None or a provenance that JSON and a terminal can show."""
     for metadata in (
         {"sd_merge_recipe": recipe, "sd_merge_models": models},

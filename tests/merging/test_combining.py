@@ -76,7 +76,7 @@ def left_behind(folder):
     [(torch.float32,) * 3, (torch.float16, torch.bfloat16, torch.float64), (torch.bfloat16, torch.float32, torch.half)],
     ids=["fp32", "fp16, bf16, fp64", "bf16, fp32, fp16"],
 )
-def test_tensors_of_all_sizes(tmp_path, write_family, dtypes, dtype):
+def test_tensors_of_all_sizes_are_merged(tmp_path, write_family, dtypes, dtype):
     """Tensors shorter and longer than a chunk equal the float32 sum of sources of any dtype, rounded once."""
     family = write_family(dtypes)
 
@@ -91,7 +91,7 @@ def test_tensors_of_all_sizes(tmp_path, write_family, dtypes, dtype):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_kinds_of_files(tmp_path, write_family, suffix):
+def test_all_kinds_of_files_are_merged(tmp_path, write_family, suffix):
     """Files that cannot be read by offset merge to the formula's values, like those that can."""
     family = write_family(suffix=suffix)
     step = {"name": "OUT", "mode": "add_difference", "a": "base", "b": "x", "c": "y"}
@@ -105,7 +105,7 @@ def test_kinds_of_files(tmp_path, write_family, suffix):
         torch.testing.assert_close(found[name].double(), value, rtol=0, atol=1e-6)
 
 
-def test_strided_tensors_of_torch_files(tmp_path, write_family):
+def test_strided_tensors_merge_by_their_values(tmp_path, write_family):
     """A tensor that is stored transposed in a torch file merges by its logical values."""
     name = UNET + "output_blocks.1.0.weight"
     transposed = {key: {name: torch.randn(700, 600).T} for key in ("base", "x", "y")}
@@ -118,7 +118,7 @@ def test_strided_tensors_of_torch_files(tmp_path, write_family):
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
-def test_number_of_threads(tmp_path, write_family, threads):
+def test_the_file_does_not_depend_on_the_threads(tmp_path, write_family, threads):
     """The file is the same, byte for byte, for any number of threads."""
     write_family((torch.float16,) * 3)
 
@@ -129,7 +129,7 @@ def test_number_of_threads(tmp_path, write_family, threads):
 
 
 @pytest.mark.parametrize("before", [1, 2])
-def test_threads_of_torch(tmp_path, write_family, before):
+def test_torch_keeps_its_threads(tmp_path, write_family, before):
     """A merge does not change torch's number of threads, neither in this thread nor in new threads."""
     write_family()
     program = """
@@ -186,7 +186,7 @@ def test_sources_without_a_part_are_not_read(tmp_path, write_family):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, CHUNK, 3 * CHUNK + 4])
 @pytest.mark.parametrize("alpha", [0.0, 0.3], ids=["copied", "merged"])
-def test_one_bad_number(tmp_path, write_family, value, place, alpha):
+def test_one_bad_number_is_refused(tmp_path, write_family, value, place, alpha):
     """One NaN or Inf in any chunk is refused by file and tensor; the old file stays."""
     name = f"{UNET}output_blocks.0.8.weight"
     bad = torch.zeros(SIZES[name], dtype=torch.float16)
@@ -203,7 +203,7 @@ def test_one_bad_number(tmp_path, write_family, value, place, alpha):
     assert left_behind(tmp_path) == ["out.safetensors"]
 
 
-def test_one_number_out_of_range(tmp_path, write_family):
+def test_one_number_out_of_range_is_refused(tmp_path, write_family):
     """A sum beyond float16 in a later chunk is refused with its tensor and the largest value."""
     name = f"{UNET}output_blocks.0.8.weight"
     large = torch.zeros(SIZES[name])
@@ -236,7 +236,7 @@ def test_first_failure_is_reported(tmp_path, write_family, threads):
     assert left_behind(tmp_path) == []
 
 
-def test_source_that_shrinks(tmp_path, write_family):
+def test_a_source_that_shrinks_is_named(tmp_path, write_family):
     """A source that is truncated while it is read is a CheckpointError with its name; the old file stays."""
     write_family()
     (tmp_path / "out.safetensors").write_bytes(b"before")
@@ -255,7 +255,7 @@ def test_source_that_shrinks(tmp_path, write_family):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows protects files that are in use")
 @pytest.mark.parametrize("how", ["replaced by another file", "changed", "deleted or moved"])
 @pytest.mark.parametrize(("suffix", "late"), [(".safetensors", False), (".safetensors", True), (".ckpt", True)])
-def test_source_that_changes(tmp_path, write_family, how, suffix, late):
+def test_a_source_that_changes_is_named(tmp_path, write_family, how, suffix, late):
     """A source that changes early or late during the merge is named; the old output stays."""
     write_family(suffix=suffix)
     out, source, other = (tmp_path / name for name in ("out.safetensors", f"x{suffix}", "other"))
@@ -286,7 +286,7 @@ def test_source_that_changes(tmp_path, write_family, how, suffix, late):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), RuntimeError("x")])
-def test_progress_that_raises(tmp_path, write_family, failure):
+def test_an_error_of_progress_passes(tmp_path, write_family, failure):
     """An error from `progress` passes through and stops all threads; the old file stays, no temporary file is left."""
     write_family()
     (tmp_path / "out.safetensors").write_bytes(b"before")
@@ -307,7 +307,7 @@ def test_progress_that_raises(tmp_path, write_family, failure):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-def test_interrupted(tmp_path, write_sd1):
+def test_ctrl_c_leaves_no_temporary_file(tmp_path, write_sd1):
     """Ctrl-C during endless merges ends them with KeyboardInterrupt and leaves no temporary file."""
     large = {f"{UNET}output_blocks.0.{n}.weight": torch.zeros(20 * CHUNK) for n in range(20)}
     for name in ("base", "x", "y"):
@@ -334,7 +334,7 @@ while True:
 class TestSafetensorsWriter:
     """Files whose tensors are written in pieces."""
 
-    def test_pieces_in_any_order(self, tmp_path):
+    def test_pieces_may_come_in_any_order(self, tmp_path):
         """Pieces of several tensors in any order give the tensors that the safetensors library reads."""
         one, two = torch.arange(10.0).reshape(5, 2), torch.arange(6, dtype=torch.int64)
         specs = [TensorSpec("one", one.dtype, (5, 2)), TensorSpec("two", two.dtype, (6,))]

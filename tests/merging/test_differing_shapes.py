@@ -49,7 +49,7 @@ def run(tmp_path, write_sd1):
 
 
 @pytest.mark.parametrize("mode", ["weight_sum", "add_difference"])
-def test_source_without_coefficients(run, mode):
+def test_a_source_without_coefficients_may_differ(run, mode):
     """With alphas only on other blocks a longer text encoder is accepted; the merge has A's positions."""
     c = "c" if mode == "add_difference" else None
     tensors, found = run(step("T", mode, "a", "b", c))
@@ -62,7 +62,7 @@ def test_source_without_coefficients(run, mode):
     torch.testing.assert_close(found[QUERY], expected, rtol=0, atol=1e-6)
 
 
-def test_shape_of_the_contributing_source(run):
+def test_the_result_has_the_shape_of_the_contributing_source(run):
     """If A's coefficient is 0, the result has B's shape, and as many position ids."""
     tensors, found = run(step("T", "weight_sum", "a", "b", base=1.0))
 
@@ -78,7 +78,7 @@ def test_shape_of_the_contributing_source(run):
         step("T", "sum_twice", "a", "b", "c", base=0.5, beta=0.0),
     ],
 )
-def test_third_input_with_coefficient_zero(run, made):
+def test_a_third_input_with_coefficient_zero_may_differ(run, made):
     """A third input with coefficient 0 is accepted and, unlike one without the tensor, lets A and B merge."""
     tensors, found = run(made, long="c")
 
@@ -86,7 +86,7 @@ def test_third_input_with_coefficient_zero(run, made):
     torch.testing.assert_close(found[POSITIONS], half, rtol=0, atol=1e-6)
 
 
-def test_source_that_cancels_out(run):
+def test_a_source_that_cancels_out_may_differ(run):
     """A source that is added and subtracted again has coefficient 0."""
     steps = (
         step("T1", "add_difference", "a", "b", "c", base=0.5),
@@ -98,7 +98,7 @@ def test_source_that_cancels_out(run):
     torch.testing.assert_close(found[QUERY], tensors["a"][QUERY], rtol=0, atol=1e-6)
 
 
-def test_tensor_that_the_merge_lacks(tmp_path, write_sd1):
+def test_a_tensor_that_the_merge_lacks_may_differ(tmp_path, write_sd1):
     """A tensor that only third inputs have, and so the merge lacks, may have different shapes."""
     for seed, name in enumerate("abcd"):
         kept = {"c": {POSITIONS: LONG}, "d": {}}
@@ -112,7 +112,7 @@ def test_tensor_that_the_merge_lacks(tmp_path, write_sd1):
     assert not [name for name in load_file(tmp_path / "out.safetensors") if name.startswith(TEXT)]
 
 
-def test_inner_step(run, tmp_path):
+def test_shapes_must_fit_for_the_merged_step_only(run, tmp_path):
     """Shapes must fit for the merged step, not for later steps."""
     steps = (step("T1", "weight_sum", "a", "c", base=0.5), step("T2", "weight_sum", "T1", "b", base=0.5))
 
@@ -130,7 +130,7 @@ def test_inner_step(run, tmp_path):
     assert (tmp_path / "out.safetensors").read_bytes() == b"before"
 
 
-def test_both_long(run):
+def test_two_long_text_encoders_merge(run):
     """Two long text encoders merge if the short one has coefficient 0."""
     steps = (step("T1", "weight_sum", "a", "b", base=1.0), step("T2", "weight_sum", "T1", "c", base=0.25))
     _, found = run(*steps, long="bc")
@@ -144,7 +144,7 @@ def wide(seed):
 
 
 @pytest.mark.parametrize("place", ["b", "c"])
-def test_inpainting_model_without_coefficients(tmp_path, write_sd1, place):
+def test_an_inpainting_model_without_coefficients_is_accepted(tmp_path, write_sd1, place):
     """An inpainting model as B or C is accepted if IN00's alpha is 0; the result has A's 4 channels."""
     tensors = {
         name: write_sd1(tmp_path / f"{name}.safetensors", seed=n, overrides={FIRST: wide(n)} if name == place else {})
@@ -162,7 +162,7 @@ def test_inpainting_model_without_coefficients(tmp_path, write_sd1, place):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
-def test_inpainting_model_as_a(tmp_path, write_sd1, alpha):
+def test_an_inpainting_model_as_a_keeps_its_channels(tmp_path, write_sd1, alpha):
     """An inpainting model as A keeps its other 5 channels with any alpha of IN00, 1 included."""
     a = write_sd1(tmp_path / "a.safetensors", seed=0, overrides={FIRST: wide(0)})
     b = write_sd1(tmp_path / "b.safetensors", seed=1)
@@ -182,7 +182,7 @@ def test_inpainting_model_as_a(tmp_path, write_sd1, alpha):
     alphas=st.lists(st.sampled_from([0.0, 0.3, 1.0, None]), min_size=3, max_size=3),
     modes=st.lists(st.sampled_from(["weight_sum", "add_difference"]), min_size=3, max_size=3),
 )
-def test_contributors(alphas, modes):
+def test_contributors_have_nonzero_coefficients(alphas, modes):
     """Contributors are exactly the sources with a non-zero coefficient for some value of the free alphas (None)."""
     steps, before = [], "m0"
     for number, (mode, alpha) in enumerate(zip(modes, alphas, strict=True)):
@@ -226,7 +226,7 @@ def with_alphas(recipe, alphas):
 
 
 @pytest.mark.parametrize(("channels", "kind"), [(9, "inpainting"), (8, "instruct-pix2pix"), (5, "depth"), (7, None)])
-def test_models_with_more_channels_as_b(tmp_path, write_sd1, channels, kind):
+def test_models_with_more_channels_are_refused_as_b(tmp_path, write_sd1, channels, kind):
     """A model with more input channels is refused as B, with its kind, if IN00's alpha is not 0."""
     write_sd1(tmp_path / "a.safetensors", seed=0)
     write_sd1(tmp_path / "b.safetensors", seed=1, overrides={FIRST: torch.zeros(8, channels, 3, 3)})

@@ -50,7 +50,7 @@ def write(tmp_path, write_sd1, sd1_tensors):
     return make
 
 
-def test_difference_from_a_training_checkpoint(tmp_path, write):
+def test_a_difference_adds_no_tensors_of_a_training_checkpoint(tmp_path, write):
     """A + (B - C) x 0.5 has only A's tensors, although C is a training checkpoint with EMA and schedule."""
     a, b = write("a"), write("b", ema=True)
     c = write("c", ema=True, overrides={**SCHEDULE, "lvlb_weights": torch.ones(5), "model.whatever": torch.ones(2)})
@@ -65,7 +65,7 @@ def test_difference_from_a_training_checkpoint(tmp_path, write):
     ]
 
 
-def test_ema_of_the_first_input(tmp_path, write):
+def test_the_ema_of_the_first_input_is_left_out(tmp_path, write):
     """A's EMA copy is left out too, since it belongs to the model before the merge."""
     a = write("a", ema=True)
     write("b")
@@ -76,7 +76,7 @@ def test_ema_of_the_first_input(tmp_path, write):
     assert messages == ["a.safetensors: holds an EMA copy of the model (model_ema.*); left out"]
 
 
-def test_markers_of_the_first_input_alone(tmp_path, write):
+def test_markers_come_from_the_first_input_alone(tmp_path, write):
     """A share of 5 per cent of a v-prediction model does not copy its markers, and gives a warning."""
     a = write("a")
     write("b", overrides=MARKERS)
@@ -91,7 +91,7 @@ def test_markers_of_the_first_input_alone(tmp_path, write):
     )
 
 
-def test_beside_the_model(tmp_path, write):
+def test_tensors_beside_the_model_are_copied(tmp_path, write):
     """Tensors outside the model's parts are copied from the model that the output begins with, unchanged."""
     first = {**MARKERS, **SCHEDULE, "filler.weight": torch.tensor([3, 4]), "log": torch.tensor(2.5).half()}
     others = {**MARKERS, "betas": BETAS.half(), "filler.weight": torch.ones(2), "more": torch.ones(1)}
@@ -118,7 +118,7 @@ def test_beside_the_model(tmp_path, write):
     ]
 
 
-def test_schedules_that_differ(tmp_path, write):
+def test_a_differing_schedule_is_a_warning(tmp_path, write):
     """A schedule that differs from A's gives a warning; Stable Diffusion's schedule, or none, gives none."""
     write("a", overrides=SCHEDULE)
     write("b")
@@ -146,7 +146,7 @@ def test_schedules_that_differ(tmp_path, write):
         ({"modelspec.prediction_type": "flow"}, {}, "flow"),
     ],
 )
-def test_prediction_type_of_the_metadata(tmp_path, write, metadata, overrides, expected):
+def test_the_model_spec_has_the_prediction_type_of_a(tmp_path, write, metadata, overrides, expected):
     """The merge's model spec has the prediction type of A's markers or metadata, and none if A has none."""
     write("a", metadata=metadata, overrides=overrides)
     write("b", metadata=metadata, overrides=overrides)
@@ -195,7 +195,7 @@ def test_metadata_in_any_spelling_warns(tmp_path, write, metadata, message):
         ("abc", "a.safetensors, b.safetensors, c.safetensors: no {}; the merge has none"),
     ],
 )
-def test_parts_that_inputs_lack(tmp_path, write, option, part, lacking, message):
+def test_lacking_parts_are_one_warning(tmp_path, write, option, part, lacking, message):
     """One warning names the inputs without a text encoder or VAE, and the origin of the merge's."""
     for name in "abc":
         write(name, **{option: name not in lacking})
@@ -206,7 +206,7 @@ def test_parts_that_inputs_lack(tmp_path, write, option, part, lacking, message)
     assert any(name.startswith(TEXT if part == "text encoder" else VAE) for name in found) == (lacking != "abc")
 
 
-def test_part_of_a_third_input(tmp_path, write):
+def test_a_part_of_a_third_input_is_not_merged(tmp_path, write):
     """A text encoder that only C of a difference has is not in the merge; a warning reports it."""
     for name in "abc":
         write(name, text_encoder=name == "c")
@@ -217,7 +217,7 @@ def test_part_of_a_third_input(tmp_path, write):
     assert not any(name.startswith(TEXT) for name in found)
 
 
-def test_vae_that_no_alpha_moves(tmp_path, write):
+def test_a_vae_that_no_alpha_moves_is_that_of_a(tmp_path, write):
     """With the mapping model-mixer the merge has A's VAE even with alphas of 1."""
     write("a")
     write("b", vae=False)
@@ -227,7 +227,7 @@ def test_vae_that_no_alpha_moves(tmp_path, write):
         merge(recipe, {name: tmp_path / f"{name}.safetensors" for name in "ab"}, tmp_path / "out.safetensors")
 
 
-def test_hidden_text_encoder(tmp_path, write):
+def test_a_hidden_text_encoder_is_named(tmp_path, write):
     """A text encoder under an unknown name is copied beside B's without merging; a warning names it."""
     a = write("a", rename={TEXT: "clip.text_model."})
     b = write("b")
@@ -280,7 +280,7 @@ def test_two_spellings_merge(tmp_path, write, foreign):
     assert messages == []
 
 
-def test_tensors_under_two_names(tmp_path, write):
+def test_of_two_spellings_that_of_ldm_is_merged(tmp_path, write):
     """Of two spellings with different values only LDM's is merged and written; a warning names the other."""
     first, second = attention(0, matrices=False), attention(1, matrices=False)
     ignored = attention(2, matrices=True)
@@ -296,7 +296,7 @@ def test_tensors_under_two_names(tmp_path, write):
     assert all(name in line or "and 5 more" in line for name in ignored)
 
 
-def test_projection_beside_the_text_model(tmp_path, write):
+def test_a_projection_beside_the_text_model_merges(tmp_path, write):
     """`text_projection` merges under its name in transformers."""
     name = "cond_stage_model.transformer.text_projection.weight"
     weights = [torch.randn(8, 8) for _ in "ab"]
@@ -310,7 +310,7 @@ def test_projection_beside_the_text_model(tmp_path, write):
     assert messages == []
 
 
-def test_one_file_by_two_names(tmp_path, write):
+def test_a_file_with_two_names_warns_once(tmp_path, write):
     """A file with two names in a recipe gives each warning once."""
     write("a")
     b = write("b", vae=False, overrides={"stray.weight": torch.ones(1)})
@@ -330,7 +330,7 @@ def test_one_file_by_two_names(tmp_path, write):
     ]
 
 
-def test_alphas_outside_the_usual_range(tmp_path, write):
+def test_alphas_outside_the_usual_range_are_a_warning(tmp_path, write):
     """An alpha of 30 is merged as it is, with a warning."""
     a, b = write("a"), write("b")
 
@@ -351,7 +351,7 @@ def test_ordinary_inputs_give_no_warning(tmp_path, write):
     assert messages == []
 
 
-def test_recipe_is_noted_with_left_out_tensors(tmp_path, write):
+def test_left_out_tensors_do_not_change_the_noted_recipe(tmp_path, write):
     """Tensors that are left out do not change the recipe in the metadata."""
     write("a")
     write("b", ema=True)

@@ -85,7 +85,7 @@ def test_merge_equals_the_formulas_step_by_step(family):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_rounded_once(family, dtype):
+def test_the_merge_is_rounded_once(family, dtype):
     """A half-precision output equals the float32 merge, rounded once."""
     folder, _ = family
 
@@ -96,7 +96,7 @@ def test_rounded_once(family, dtype):
     assert half[FIRST].dtype == dtype
 
 
-def test_inner_step(family):
+def test_an_inner_step_can_be_merged(family):
     """`step` writes that step's result, without later steps."""
     folder, tensors = family
 
@@ -143,7 +143,7 @@ def test_half_sources_pass_through_unchanged(tmp_path, write_sd1):
 
 
 @pytest.mark.parametrize("lacks", ["a", "b", "c"])
-def test_source_without_vae(tmp_path, write_sd1, sd1_tensors, lacks):
+def test_a_lacking_vae_comes_from_another_source(tmp_path, write_sd1, sd1_tensors, lacks):
     """A's VAE passes through if B or C has none; B's is copied if A has none."""
     base = sd1_tensors()
     place = {"a": "base", "b": "x", "c": "y"}
@@ -161,7 +161,7 @@ def test_source_without_vae(tmp_path, write_sd1, sd1_tensors, lacks):
     assert line == f"{tmp_path / place[lacks]}.safetensors: no VAE; the merge has that of {origin}.safetensors"
 
 
-def test_tensor_that_only_c_has(family, write_sd1, sd1_tensors):
+def test_a_tensor_that_only_c_has_is_left_out(family, write_sd1, sd1_tensors):
     """A tensor of the UNet that only C has is not in the result; one that only B has is copied."""
     folder, tensors = family
     extra = torch.randn(3, 3)
@@ -175,7 +175,7 @@ def test_tensor_that_only_c_has(family, write_sd1, sd1_tensors):
     assert torch.equal(found[only["b"]], extra)
 
 
-def test_buffers_of_the_model(family, write_sd1):
+def test_buffers_are_those_of_the_first_input(family, write_sd1):
     """Buffers of the model's parts are A's, or B's if A lacks them, in their own dtype; never C's."""
     folder, tensors = family
     both, second, third = (f"{UNET}out.{name}" for name in ("both", "second.weight", "third"))
@@ -195,7 +195,7 @@ def test_buffers_of_the_model(family, write_sd1):
     [None, torch.arange(77).float().unsqueeze(0) + 0.4, torch.full((1, 77), 76), torch.arange(77)],
     ids=["none", "float", "wrong", "flat"],
 )
-def test_position_ids(family, write_sd1, held):
+def test_position_ids_are_written_correctly(family, write_sd1, held):
     """position_ids are written as int64 [1, 77], 0 to 76, for any position ids in the sources."""
     folder, _ = family
     for n, name in enumerate(("base", "x")):
@@ -208,7 +208,7 @@ def test_position_ids(family, write_sd1, held):
     assert found.tolist() == [list(range(77))]
 
 
-def test_inpainting_model_as_a(family, write_sd1, sd1_tensors):
+def test_an_inpainting_model_as_a_keeps_its_channels(family, write_sd1, sd1_tensors):
     """A 9-channel A merges its first 4 input channels with B, and keeps the other 5."""
     folder, tensors = family
     wide = torch.randn(8, 9, 3, 3, generator=torch.Generator().manual_seed(9))
@@ -222,7 +222,7 @@ def test_inpainting_model_as_a(family, write_sd1, sd1_tensors):
 
 
 @pytest.mark.parametrize("place", ["b", "c"])
-def test_inpainting_model_elsewhere(family, write_sd1, place):
+def test_an_inpainting_model_as_b_or_c_is_refused(family, write_sd1, place):
     """A 9-channel B or C beside a 4-channel A is refused, naming both files, the tensor and the step."""
     folder, _ = family
     wide = "x" if place == "b" else "y"
@@ -239,7 +239,7 @@ def test_inpainting_model_elsewhere(family, write_sd1, place):
     assert not (folder / "out.safetensors").exists()
 
 
-def test_differing_shapes(family, write_sd1):
+def test_differing_shapes_are_refused(family, write_sd1):
     """Sources whose tensors differ in shape are refused, a line for each tensor with both files and both shapes."""
     folder, _ = family
     write_sd1(folder / "x.safetensors", overrides={QUERY: torch.zeros(4, 4), FIRST: torch.zeros(8)})
@@ -257,7 +257,7 @@ def test_differing_shapes(family, write_sd1):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_that_takes_part(family, write_sd1, value):
+def test_nan_that_takes_part_is_refused(family, write_sd1, value):
     """NaN or Inf in a tensor with a coefficient other than 0 is refused by file and tensor; the old output stays."""
     folder, _ = family
     broken = torch.zeros(8, 8)
@@ -274,7 +274,7 @@ def test_nan_that_takes_part(family, write_sd1, value):
     assert not list(folder.glob(".blockfit*"))
 
 
-def test_nan_that_takes_no_part(family, write_sd1):
+def test_nan_that_takes_no_part_is_ignored(family, write_sd1):
     """NaN in a block whose coefficient is 0 is not refused and does not reach the output."""
     folder, tensors = family
     write_sd1(folder / "x.safetensors", seed=1, overrides={QUERY: torch.full((8, 8), float("nan"))})
@@ -285,7 +285,7 @@ def test_nan_that_takes_no_part(family, write_sd1):
     assert torch.equal(found[QUERY], tensors["base"][QUERY])
 
 
-def test_overflow(family, write_sd1):
+def test_overflow_is_refused(family, write_sd1):
     """A value beyond float16 is refused with tensor, value and advice; bf16 can hold it."""
     folder, _ = family
     for name in ("base", "x"):
@@ -304,7 +304,7 @@ def test_overflow(family, write_sd1):
     assert float(run(folder, one_step(0.25), dtype=torch.bfloat16)[QUERY][0, 0]) == pytest.approx(70000, rel=0.01)
 
 
-def test_torch_files(tmp_path, write_sd1, sd1_tensors):
+def test_torch_files_are_merged(tmp_path, write_sd1, sd1_tensors):
     """A .ckpt with the text encoder's other name merges like a .safetensors file, into one text encoder."""
     base = sd1_tensors()
     short = {TEXT: "cond_stage_model.transformer."}
@@ -319,8 +319,8 @@ def test_torch_files(tmp_path, write_sd1, sd1_tensors):
         torch.testing.assert_close(found[name], (first[name] + second[name]) / 2, rtol=0, atol=1e-6)
 
 
-def test_free_alphas(family):
-    """A free alpha is refused and the output stays; `started()` merges with its starting value."""
+def test_free_alphas_are_refused(family):
+    """A free alpha is refused and the output stays; `with_start_values()` merges with its start value."""
     folder, tensors = family
     text = as_yaml(one_step(0.5), ("base", "x"))
     text = text[: text.index("alpha:")] + "alpha: {search: [0, 1], blocks: OUT06, start: 0.25}}\n"
@@ -342,7 +342,7 @@ def test_free_alphas(family):
     assert torch.equal(found[FIRST], tensors["base"][FIRST])
 
 
-def test_progress(family):
+def test_progress_counts_the_bytes(family):
     """Progress rises to the number of bytes of tensor data in the file."""
     folder, _ = family
     calls = []
@@ -355,7 +355,7 @@ def test_progress(family):
     assert len(calls) == len(found)
 
 
-def test_unknown_step(family):
+def test_an_unknown_step_is_refused(family):
     """A step that the recipe lacks is refused by name; no file is written."""
     folder, _ = family
     with pytest.raises(RecipeError, match="'T9' is not in the recipe"):
@@ -363,7 +363,7 @@ def test_unknown_step(family):
     assert not (folder / "out.safetensors").exists()
 
 
-def test_files_by_folder_or_as_text(tmp_path, write_sd1):
+def test_files_may_be_given_by_folder_or_as_text(tmp_path, write_sd1):
     """The sources may be given as the folder that the recipe names them from, and all paths as text."""
     for seed, name in enumerate(("base", "x")):
         write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
@@ -380,7 +380,7 @@ def test_files_by_folder_or_as_text(tmp_path, write_sd1):
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_source_without_a_file(tmp_path, write_sd1):
+def test_a_source_without_a_file_is_named(tmp_path, write_sd1):
     """A source without a path is named; a missing file is named with the folder that was searched."""
     write_sd1(tmp_path / "base.safetensors")
     (tmp_path / "recipe.yaml").write_text(as_yaml(one_step(0.5), ("base", "x")), encoding="utf-8")

@@ -57,7 +57,7 @@ def sha(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_recipe(folder):
+def test_the_recipe_reads_back_unchanged(folder):
     """The header contains the recipe with its mapping, which reads back unchanged, and the merged step."""
     noted = json.loads(merged(folder, step="T1")["sd_merge_recipe"])
 
@@ -66,7 +66,7 @@ def test_recipe(folder):
     assert read_recipe(noted["recipe"], folder / "x.yaml") == load_recipe(folder / "recipe.yaml")
 
 
-def test_models(folder):
+def test_each_source_is_listed_with_its_hashes(folder):
     """Each merged source is listed by its sha256 with old hash and recipe, followed by its parents."""
     models = json.loads(merged(folder, step="T1")["sd_merge_models"])
 
@@ -80,7 +80,7 @@ def test_models(folder):
     assert list(models)[:2] == [sha(one), sha(two)]
 
 
-def test_model_spec(folder):
+def test_the_model_spec_is_filled_in(folder):
     """The known fields of the Stability model spec are filled in."""
     found = merged(folder, date="2026-11-23T01:02:03+00:00")
 
@@ -107,12 +107,12 @@ def test_model_spec(folder):
         (("unknown", "unknown"), "unknown: the licences of the merged models are not stated"),
     ],
 )
-def test_license(folder, licenses, expected):
+def test_the_shared_licence_is_stated(folder, licenses, expected):
     """The licence is the one that all merged sources share; otherwise each is listed."""
     assert merged(folder, licenses, step="T1")["modelspec.license"] == expected
 
 
-def test_inpainting(folder, write_sd1):
+def test_nine_channels_are_an_inpainting_model(folder, write_sd1):
     """A merge with nine input channels is an inpainting model."""
     write_sd1(folder / "One.safetensors", seed=1, overrides={FIRST: torch.ones(8, 9, 3, 3)})
 
@@ -160,7 +160,7 @@ def test_missing_folder_is_found_before_hashing(folder):
 @pytest.mark.parametrize(
     "models", ["{", "[1]", '{"a": 3}', '{"a": NaN}', "[" * 9999, json.dumps({"a": {"name": "x" * (1 << 20)}})]
 )
-def test_broken_metadata_of_a_source(folder, write_sd1, models):
+def test_broken_metadata_of_a_source_are_left_out(folder, write_sd1, models):
     """Broken or huge metadata of a source is left out."""
     write_sd1(folder / "One.safetensors", metadata={"sd_merge_models": models, "sd_merge_recipe": models})
 
@@ -172,7 +172,7 @@ def test_broken_metadata_of_a_source(folder, write_sd1, models):
     assert models[sha(folder / "One.safetensors")]["sd_merge_recipe"] in (None, {"a": 3})
 
 
-def test_same_file_twice(folder):
+def test_the_same_file_has_one_entry(folder):
     """Two models with the same file have one entry."""
     (folder / "three.safetensors").write_bytes((folder / "One.safetensors").read_bytes())
 

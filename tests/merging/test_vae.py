@@ -95,7 +95,7 @@ def test_all_vae_tensors_come_from_the_file(folder, vae, file, write, dtype):
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_attention_under_other_names(folder, vae, write_sd1, alone):
+def test_attention_under_other_names_is_baked_in(folder, vae, write_sd1, alone):
     """A VAE whose attention has diffusers' names and matrices is baked in under LDM's names and shapes."""
     weight, bias = torch.randn(8, 8, 1, 1), torch.randn(8)
     place = "decoder.mid.attn_1."
@@ -116,7 +116,7 @@ def test_attention_under_other_names(folder, vae, write_sd1, alone):
     assert not [name for name in found if "attn_1.to_out" in name]
 
 
-def test_attention_under_two_names(folder, vae, write_sd1):
+def test_of_two_spellings_that_of_ldm_is_baked_in(folder, vae, write_sd1):
     """Of two spellings in one VAE, LDM's is baked in, as in other tools."""
     for name in ("one", "two"):
         write_sd1(folder / f"{name}.safetensors", vae=False)
@@ -130,7 +130,7 @@ def test_attention_under_two_names(folder, vae, write_sd1):
     assert len([name for name in found if "attn_1" in name]) == 1
 
 
-def test_checkpoint_gives_its_vae(folder, vae, write_sd1):
+def test_a_checkpoint_gives_only_its_vae(folder, vae, write_sd1):
     """A whole checkpoint gives only its VAE."""
     extra = {PREFIX + name: value for name, value in vae.items()}
     write_sd1(folder / "other.ckpt", seed=5, overrides=extra)
@@ -143,7 +143,7 @@ def test_checkpoint_gives_its_vae(folder, vae, write_sd1):
     torch.testing.assert_close(found[name], (one[name] + two[name]) / 2)
 
 
-def test_sources_without_vae(folder, vae, write_sd1):
+def test_sources_without_vae_become_complete(folder, vae, write_sd1):
     """Sources without VAE and a VAE file give a complete checkpoint."""
     for seed, name in enumerate(("one", "two")):
         write_sd1(folder / f"{name}.safetensors", seed=seed, vae=False)
@@ -157,7 +157,7 @@ def test_sources_without_vae(folder, vae, write_sd1):
 
 
 @pytest.mark.parametrize("lacks", [IN, OUT, "quant_conv.weight"])
-def test_incomplete_vae_beside_sources_without_one(folder, vae, write_sd1, lacks):
+def test_an_incomplete_vae_is_refused_without_a_comparison(folder, vae, write_sd1, lacks):
     """A VAE without its first or last tensors is refused even if no source has a VAE to compare with."""
     for name in ("one", "two"):
         write_sd1(folder / f"{name}.safetensors", vae=False)
@@ -174,7 +174,7 @@ def test_sources_vae_is_not_read(folder, vae, write_sd1):
     assert torch.equal(baked(folder, "v.safetensors", dtype=torch.float32)[PREFIX + IN], vae[IN])
 
 
-def test_sources_vaes_of_different_shapes(folder, vae, write_sd1):
+def test_sources_vaes_may_differ_in_shape(folder, vae, write_sd1):
     """The sources' VAEs may differ in shape when another VAE is baked in."""
     extra = {PREFIX + name: value for name, value in vae.items()} | {PREFIX + IN: torch.ones(2, 3, 3, 3)}
     write_sd1(folder / "two.safetensors", seed=1, overrides=extra)
@@ -194,7 +194,7 @@ def test_other_vae_tensors_of_the_sources_are_left_out(folder, vae, write_sd1):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan(folder, vae, value):
+def test_nan_is_refused(folder, vae, value):
     """A VAE with NaN or Inf is refused by file and tensor."""
     broken = vae[OUT].clone()
     broken[0, 0] = value
@@ -203,7 +203,7 @@ def test_nan(folder, vae, value):
     assert f"tensor '{PREFIX + OUT}' holds NaN or Inf" in refused(folder, "v.safetensors")
 
 
-def test_differences(folder, vae):
+def test_every_difference_has_a_line(folder, vae):
     """A missing or surplus tensor, another shape and another dtype have a line each, with the expected value."""
     wrong = {**vae, IN: torch.ones(4, 3, 3, 3), "encoder.more.weight": torch.ones(2), OUT: vae[OUT].int()}
     del wrong["post_quant_conv.bias"]
@@ -230,7 +230,7 @@ def test_many_differences_are_counted(folder, vae):
 
 @pytest.mark.parametrize("name", ["encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.mid_block.x.weight"])
 @pytest.mark.parametrize("prefix", ["", PREFIX])
-def test_diffusers_names(folder, vae, name, prefix):
+def test_diffusers_names_are_refused(folder, vae, name, prefix):
     """A VAE with diffusers names is refused with this reason."""
     save_file(
         {**{prefix + n: value for n, value in vae.items()}, prefix + name: torch.ones(1)}, folder / "v.safetensors"
@@ -255,7 +255,7 @@ def test_diffusers_names(folder, vae, name, prefix):
         ({"model.diffusion_model.x": torch.ones(1), PREFIX + IN: torch.ones(1)}, ["another family"]),
     ],
 )
-def test_no_vae(folder, tensors, words):
+def test_a_file_without_a_vae_is_refused(folder, tensors, words):
     """A file without a VAE, or a checkpoint of another family, is refused with its kind."""
     save_file(tensors, folder / "v.safetensors")
 
@@ -263,19 +263,19 @@ def test_no_vae(folder, tensors, words):
     assert all(word in line for word in words)
 
 
-def test_checkpoint_without_vae(folder, write_sd1):
+def test_a_checkpoint_without_vae_is_refused(folder, write_sd1):
     """A checkpoint without VAE is refused."""
     write_sd1(folder / "v.safetensors", vae=False)
 
     assert "holds no VAE" in refused(folder, "v.safetensors")
 
 
-def test_missing_file(folder):
+def test_a_missing_file_is_named(folder):
     """A VAE file that does not exist is named."""
     assert "no such file" in refused(folder, "none.safetensors")
 
 
-def test_output_is_the_vae(folder, vae):
+def test_an_output_that_is_the_vae_is_refused(folder, vae):
     """An output that is the VAE file is refused."""
     write_alone(folder / "out.safetensors", vae)
 
@@ -283,7 +283,7 @@ def test_output_is_the_vae(folder, vae):
         baked(folder, "out.safetensors")
 
 
-def test_vae_is_noted(folder, vae):
+def test_the_vae_is_noted(folder, vae):
     """The metadata notes the VAE's file and sha256."""
     write_webui(folder / "good.vae.pt", vae)
     baked(folder, "good.vae.pt")

@@ -52,7 +52,7 @@ def pair(tmp_path, write_sd1):
 
 
 @pytest.mark.parametrize("half", ["a", "b"])
-def test_half_a_file(tmp_path, pair, half):
+def test_half_a_file_is_one_warning(tmp_path, pair, half):
     """A source whose end is zeros merges as it is, and one warning counts its zero tensors and gives the cause."""
     path = tmp_path / f"{half}.safetensors"
     zero = {name for name in break_off(path, 0.98) if not name.endswith("position_ids")}
@@ -67,7 +67,7 @@ def test_half_a_file(tmp_path, pair, half):
                          "download it again")  # fmt: skip
 
 
-def test_zeros_that_are_copied(tmp_path, pair, write_sd1):
+def test_copied_zeros_are_reported(tmp_path, pair, write_sd1):
     """Zeros of A in a block with alpha 0 are reported too, although B is not merged there."""
     write_sd1(tmp_path / "a.safetensors", seed=1, overrides={OUT: torch.zeros(4, 8, 3, 3)})
 
@@ -81,7 +81,7 @@ def test_zeros_that_are_copied(tmp_path, pair, write_sd1):
     )
 
 
-def test_zeros_that_do_not_count(tmp_path, pair, write_sd1):
+def test_zeros_that_do_not_count_are_not_reported(tmp_path, pair, write_sd1):
     """Zeros in a block where the source has coefficient 0 are not reported."""
     write_sd1(tmp_path / "b.safetensors", seed=1, overrides={OUT: torch.zeros(4, 8, 3, 3)})
 
@@ -91,7 +91,7 @@ def test_zeros_that_do_not_count(tmp_path, pair, write_sd1):
 
 
 @pytest.mark.parametrize("zero", ["b", "ab"])
-def test_zeros_of_all(tmp_path, write_sd1, zero):
+def test_zeros_of_all_inputs_are_not_reported(tmp_path, write_sd1, zero):
     """A bias of zeros in all inputs is taken as trained; in only one input it is reported."""
     name = f"{UNET}out.2.bias"
     for seed, letter in enumerate("ab"):
@@ -105,7 +105,7 @@ def test_zeros_of_all(tmp_path, write_sd1, zero):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 @pytest.mark.parametrize("place", [None, 0, 63, 64, CHUNK - 1, CHUNK, 3 * CHUNK + 4])
-def test_one_number_is_enough(tmp_path, pair, write_sd1, dtype, place):
+def test_one_number_prevents_the_warning(tmp_path, pair, write_sd1, dtype, place):
     """A single number other than 0 in a tensor of several chunks prevents the warning, in every dtype."""
     almost = torch.zeros(3 * CHUNK + 5)
     almost[CHUNK + 7] = -0.0
@@ -118,7 +118,7 @@ def test_one_number_is_enough(tmp_path, pair, write_sd1, dtype, place):
     assert len(messages) == (place is None)
 
 
-def test_channels_of_inpainting(tmp_path, write_sd1):
+def test_zeros_in_channels_of_inpainting_are_not_reported(tmp_path, write_sd1):
     """Zeros in the channels that an inpainting model adds are not reported."""
     first = f"{UNET}input_blocks.0.0.weight"
     wide = torch.cat([torch.ones(8, 4, 3, 3), torch.zeros(8, 5, 3, 3)], dim=1)
@@ -132,7 +132,7 @@ def test_channels_of_inpainting(tmp_path, write_sd1):
     assert messages == []
 
 
-def test_baked_vae(tmp_path, pair, write_sd1):
+def test_zeros_in_a_baked_vae_are_not_reported(tmp_path, pair, write_sd1):
     """A baked VAE of zeros is not reported: it is not compared with the sources' VAEs, which are not read."""
     save_file({name: torch.zeros_like(tensor) for name, tensor in pair["a"].items()
                if name.startswith("first_stage_model.")}, tmp_path / "vae.safetensors")  # fmt: skip
@@ -142,7 +142,7 @@ def test_baked_vae(tmp_path, pair, write_sd1):
     assert messages == []
 
 
-def test_is_zero():
+def test_is_zero_is_true_for_zeros_only():
     """`is_zero` is true for tensors of zeros only, and false for a tensor without elements."""
     assert is_zero(torch.zeros(3, 100))
     assert is_zero(-torch.zeros(3))
@@ -153,7 +153,7 @@ def test_is_zero():
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
-def test_end_of_a_file(tmp_path, write_sd1, suffix):
+def test_zeros_at_the_end_of_a_file_are_reported(tmp_path, write_sd1, suffix):
     """Zero tensors after the last number of a file are reported if a matrix is among them."""
     path = tmp_path / f"a{suffix}"
     tensors = write_sd1(path)
@@ -176,7 +176,7 @@ def test_end_of_a_file(tmp_path, write_sd1, suffix):
     assert elsewhere == f"nothing but zeros in {single!r}"
 
 
-def test_bias_at_the_end(tmp_path, write_sd1):
+def test_a_bias_at_the_end_is_not_reported(tmp_path, write_sd1):
     """A bias of zeros at the end of a file is not reported."""
     last = {"model.diffusion_model.out.zz.bias": torch.zeros(2, dtype=torch.float16)}
     write_sd1(tmp_path / "a.safetensors", overrides=last)

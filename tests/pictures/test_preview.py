@@ -153,7 +153,7 @@ def test_sheet_shows_each_picture_in_its_place(found: tuple[Preview, Path]) -> N
     assert (sheet[:, -4:] == 255).all()
 
 
-def test_same_noise_for_every_column(found: tuple[Preview, Path]) -> None:
+def test_every_column_has_the_same_noise(found: tuple[Preview, Path]) -> None:
     """All seeds of the first prompt come before the second; a sheet of one prompt and seed has the same picture."""
     preview_of, path = found
     alone = preview(
@@ -168,7 +168,7 @@ def test_same_noise_for_every_column(found: tuple[Preview, Path]) -> None:
     )
 
 
-def test_encoder_of_another_file(tmp_path: Path) -> None:
+def test_the_encoder_may_come_from_another_file(tmp_path: Path) -> None:
     """With `encoder_from`, a candidate draws as if it contained that text encoder, and a note names the file."""
     bold = MODELS / "bold.safetensors"
     swapped = load_file(bold) | {name: value for name, value in load_file(TARGET).items() if name.startswith(ENCODER)}
@@ -186,7 +186,7 @@ def test_encoder_of_another_file(tmp_path: Path) -> None:
     assert not torch.allclose(unlike.others[0].drawn[0].latents, candidate.drawn[0].latents, atol=1e-2)
 
 
-def test_encoder_for_a_file_without_one(tmp_path: Path) -> None:
+def test_a_file_without_an_encoder_needs_another(tmp_path: Path) -> None:
     """A file without text encoder is refused with advice, and draws with another file's text encoder."""
     path, sheet = tmp_path / "unet.safetensors", tmp_path / "s.png"
     save_file({name: value for name, value in load_file(BASE).items() if not name.startswith(ENCODER)}, path)
@@ -197,7 +197,7 @@ def test_encoder_for_a_file_without_one(tmp_path: Path) -> None:
     assert found.latent_distances(found.others[0]) == found.latent_distances(found.others[1])
 
 
-def test_formats_and_names(tmp_path: Path) -> None:
+def test_formats_draw_alike(tmp_path: Path) -> None:
     """A .ckpt with older key names draws like the same .safetensors; files of the same name show their folders."""
     for folder, name in (("a", "base.ckpt"), ("b", "base.safetensors"), ("c", "base.safetensors")):
         (tmp_path / folder).mkdir()
@@ -260,7 +260,7 @@ def test_failure_leaves_everything_as_it_was(tmp_path: Path, problem: str, reque
     assert sheet.read_bytes() == b"old"
 
 
-def test_prompts_that_look_alike(tmp_path: Path) -> None:
+def test_prompts_that_look_alike_have_separate_rows(tmp_path: Path) -> None:
     """Prompts whose labels look alike have a row each; control characters are shown as text."""
     prompts = ["", " ", "(empty prompt)", "one", "one ", "one\x1b[2J"]
     found = preview(TARGET, [BASE], tmp_path / "s.png", prompts=prompts, steps=1)
@@ -272,7 +272,7 @@ def test_prompts_that_look_alike(tmp_path: Path) -> None:
     assert len({y for corners in rows for _, y in corners}) == 6
 
 
-def test_json_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_settings_and_distances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--json prints only settings and distances; a warning about a prompt that is too long goes to stderr."""
     sheet = tmp_path / "sheet.png"
     long = "a digit " + "small " * 10 + "bold zero one"
@@ -300,7 +300,7 @@ def test_json_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert drawn.width > 2 * 128
 
 
-def test_table_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_mean_distances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command prints a table of mean distances and the sheet's path; its help defines the distances."""
     sheet = tmp_path / "sheet.png"
     assert run("preview", BASE, NO_VAE, "--target", TARGET, "--prompt", "one", "--steps", 1, "-o", sheet) == 0
@@ -314,7 +314,7 @@ def test_table_and_help(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert words in shown
 
 
-def test_hashes_that_a_recipe_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_noted_hashes_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A recipe is drawn only from files with the noted hashes; --no-verify accepts others."""
     text = HALF.read_text(encoding="utf-8")
     models = load_recipe(HALF).models
@@ -361,7 +361,7 @@ def test_hashes_that_a_recipe_notes(tmp_path: Path, capsys: pytest.CaptureFixtur
         ((str(BASE), "-o", "{tmp}/nowhere/s.png"), ["nowhere does not exist"]),
     ],
 )
-def test_bad_input(
+def test_bad_input_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: list[str]
 ) -> None:
     """Input that cannot be drawn is one line that names it, with exit code 2; the old sheet stays."""
@@ -394,7 +394,7 @@ def test_bad_input(
 
 
 @pytest.mark.parametrize("steps", [201, 501, 1000])
-def test_steps_that_begin_late(
+def test_steps_that_begin_late_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], write_sd1: Callable[..., Any], steps: int
 ) -> None:
     """Numbers of steps with which Stable Diffusion's sampler would not begin in pure noise are refused."""
@@ -410,7 +410,7 @@ def test_steps_that_begin_late(
     assert sorted(tmp_path.iterdir()) == [target]
 
 
-def test_folder_that_cannot_be_written_to(
+def test_a_read_only_folder_is_refused(
     read_only: Callable[[dict[str, str]], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An output in a read-only folder is refused before drawing, and the old sheet stays."""
@@ -447,7 +447,7 @@ def test_gpu_draws_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.full_size
 @pytest.mark.timeout(3600)
-def test_full_size(tmp_path: Path) -> None:
+def test_full_size_checkpoints_draw(tmp_path: Path) -> None:
     """Full-size checkpoints draw 512 x 512 pictures with CLIP's tokenizer, equal to those of diffusers' loader."""
     script = Path(__file__).parents[2] / "studies" / "benchmarks" / "make_checkpoints.py"
     maker = runpy.run_path(str(script))

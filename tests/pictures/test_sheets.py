@@ -73,7 +73,7 @@ def test_sheet_shows_the_pictures_enlarged() -> None:
     assert ImageChops.difference(shown, expected).getbbox() is None
 
 
-def test_captions_and_title() -> None:
+def test_captions_and_title_are_in_their_places() -> None:
     """Captions are below their own pictures and the title above the table; texts do not touch and are not cut."""
     rows = {"one": [RED, RED], "two": [RED, RED]}
     plain = contact_sheet(rows, ["a", "b"], 4)

@@ -50,7 +50,7 @@ def compile_all(steps):
 
 @settings(max_examples=60, deadline=None)
 @given(steps=recipes(), data=st.data())
-def test_all_steps_in_one_pass(steps, data):
+def test_one_pass_gives_the_coefficients_of_all_steps(steps, data):
     """One pass gives several steps and models the coefficients of each alone, bitwise, and these are the merge."""
     names = [*MODELS, *(step["name"] for step in steps)]
     outputs = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
@@ -123,7 +123,7 @@ def test_rows_sum_to_one(steps):
 
 @settings(max_examples=25, deadline=None)
 @given(steps=recipes())
-def test_sources_of_other_shapes(steps):
+def test_sources_of_other_shapes_count_as_holders(steps):
     """A source that holds a tensor in another shape counts as a holder for the presence rules."""
     shapes = [Group(group.block, group.holders[1:], group.holders[:1]) for group in GROUPS]
     algebra = Algebra(recipe_of(steps, MODELS), shapes, MODELS)
@@ -136,7 +136,7 @@ def test_sources_of_other_shapes(steps):
 
 @settings(max_examples=25, deadline=None)
 @given(steps=recipes(), seed=st.integers(0, 1000))
-def test_derivatives(steps, seed):
+def test_derivatives_agree(steps, seed):
     """`jacobian`, autograd and finite differences agree, by the alpha of each group's block."""
     algebra = compile_all(steps)
     at = (
@@ -169,7 +169,7 @@ def test_derivatives(steps, seed):
 
 @settings(max_examples=25, deadline=None)
 @given(steps=recipes(), count=st.integers(1, 5))
-def test_many_candidates(steps, count):
+def test_many_candidates_have_the_coefficients_of_each_alone(steps, count):
     """Candidates computed together have the coefficients of each alone."""
     algebra = compile_all(steps)
     alphas = torch.randn(
@@ -183,7 +183,7 @@ def test_many_candidates(steps, count):
         assert torch.equal(together[number], algebra.coefficients(alphas[number : number + 1])[0])
 
 
-def test_starting_alphas():
+def test_starting_alphas_come_in_order():
     """Alphas are in the order of evaluation, blocks in layout order."""
     steps = [
         {"name": "s0", "mode": "weight_sum", "a": "m0", "b": "m1", "c": None, "alpha": {"IN04": 0.25}},
@@ -213,14 +213,14 @@ def test_output_may_be_a_source_or_an_inner_step():
     assert inner.coefficients(inner.starting_alphas()).tolist() == [[[0.75, 0.25, 0]]]
 
 
-def test_missing_source():
+def test_a_missing_source_is_refused():
     """A missing source that the output needs is refused by name."""
     steps = [{"name": "s0", "mode": "weight_sum", "a": "m0", "b": "m2", "c": None, "alpha": {}}]
     with pytest.raises(RecipeError, match="s0: needs 'm2', which is not among m0, m1"):
         Algebra(recipe_of(steps, MODELS), [Group("M00", (0, 1))], ("m0", "m1"))
 
 
-def test_wrong_shape_of_alphas():
+def test_alphas_of_another_shape_are_refused():
     """Alphas of another recipe's shape are refused, not broadcast."""
     steps = [{"name": "s0", "mode": "weight_sum", "a": "m0", "b": "m1", "c": None, "alpha": {}}]
     with pytest.raises(ValueError, match=r"must be \[n, 1, 26\]"):

@@ -51,7 +51,7 @@ def test_study_names_every_choice(tmp_path: Path) -> None:
     assert (stage.metric, read.texts, read.clip_skip) == ("encoder", ("seven",), 1)
 
 
-def test_the_articles_recipe() -> None:
+def test_the_articles_recipe_matches_the_article() -> None:
     """configs/blessingmix-v1.yaml matches the article: 18 steps, ten sources and the target."""
     article = import_text(ARTICLE)
     recipe = load_recipe(CONFIGS / "blessingmix-v1.yaml")
@@ -78,7 +78,7 @@ def test_the_articles_recipe() -> None:
         assert (expected[name].total, round(sum(values) / len(values), 6)) == (total, total)
 
 
-def test_the_articles_study() -> None:
+def test_the_articles_study_matches_the_article() -> None:
     """studies/blessingmix has the free alphas and the three stages of the article."""
     study = load_study(CONFIGS.parent / "studies" / "blessingmix", with_files=False)
     whole = load_recipe(CONFIGS / "blessingmix-v1.yaml")

@@ -69,7 +69,7 @@ def test_records_are_written_in_the_order_of_a_fit():
     assert fitted == Fitted.from_data(WRITTEN)
 
 
-def test_what_is_wrong_is_named():
+def test_invalid_values_are_named():
     """A value that no fit writes counts as missing, and `problems` names the values allowed."""
     search = FittedSearch.from_data({"name": 3, "similarity": 7, "seeds": [True], "clip_skip": 0, "step": "T"})
     assert (search.name, search.similarity, search.seeds, search.clip_skip, search.step) == (

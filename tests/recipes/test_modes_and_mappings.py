@@ -48,7 +48,7 @@ TELLS = pytest.mark.filterwarnings("ignore::optimizer.errors.BlockfitWarning")
 @TELLS
 @pytest.mark.parametrize("mapping", BLOCK_OF)
 @pytest.mark.parametrize(("mode", "then"), list(itertools.product(MODES, MODES)))
-def test_every_mode_and_mapping(family, mode, then, mapping):
+def test_every_mode_merges_by_its_formula_under_every_mapping(family, mode, then, mapping):
     """A float32 merge equals the formulas applied step by step in float32, within 1e-6 of each tensor's size."""
     folder, tensors = family
     steps = steps_of(mode, then)
@@ -160,7 +160,7 @@ def write(folder, text):
         ("mode: weight_sum, alpha: 0.1, expect: {total: 0.9}", "expect.blocks: missing"),
     ],
 )
-def test_mistakes_in_a_step(tmp_path, text, part):
+def test_mistakes_in_a_step_are_refused(tmp_path, text, part):
     """A step that does not fit its mode, numbers or expectation is refused in one line with the values allowed."""
     path = write(tmp_path, text)
 
@@ -172,7 +172,7 @@ def test_mistakes_in_a_step(tmp_path, text, part):
     assert part in problem
 
 
-def test_two_count_conventions(tmp_path):
+def test_numbers_with_and_without_base_are_equal(tmp_path):
     """26 numbers with BASE first equal 25 with a base alpha; likewise for beta."""
     numbers = list(ALPHAS.values())
     whole = load_recipe(write(tmp_path, f"mode: triple_sum, c: a, alpha: {numbers}, beta: {numbers}")).steps[0]
@@ -182,7 +182,7 @@ def test_two_count_conventions(tmp_path):
     assert dict(whole.alpha.values) == ALPHAS
 
 
-def test_presets_by_name(tmp_path):
+def test_presets_are_found_by_name(tmp_path):
     """An alpha may name a preset of the recipe's presets file, with 26 numbers, or with 25 and a base alpha."""
     numbers = ",".join(map(str, ALPHAS.values()))
     lines = (

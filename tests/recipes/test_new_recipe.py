@@ -28,7 +28,7 @@ STEP = {"name": "T", "mode": "weight_sum", "a": "base", "b": "x"}
         ),
     ],
 )
-def test_the_same_as_from_yaml(tmp_path: Path, alpha: object, text: str) -> None:
+def test_a_recipe_equals_that_of_its_yaml(tmp_path: Path, alpha: object, text: str) -> None:
     """Every form of an alpha, numpy's numbers and tuples too, makes the recipe that its YAML makes."""
     path = tmp_path / "recipe.yaml"
     path.write_text(
@@ -39,7 +39,7 @@ def test_the_same_as_from_yaml(tmp_path: Path, alpha: object, text: str) -> None
     assert new_recipe(MODELS, [{**STEP, "alpha": alpha}]) == load_recipe(path)
 
 
-def test_models_in_every_form() -> None:
+def test_models_are_accepted_in_every_form() -> None:
     """A model is a file as text or path, a mapping, or another recipe's model."""
     recipe = new_recipe(
         {"base": Path("folder") / "base.ckpt", "x": {"file": "x", "license": "MIT"}, "y": Model("y", "CC0", "00")},
@@ -48,7 +48,7 @@ def test_models_in_every_form() -> None:
     assert recipe.models == {"base": Model("folder/base.ckpt"), "x": Model("x", "MIT"), "y": Model("y", "CC0", "00")}
 
 
-def test_extended_with_what_another_recipe_has() -> None:
+def test_parts_of_another_recipe_can_be_used() -> None:
     """Steps, alphas and models of a recipe can be used in another one unchanged."""
     first = new_recipe(MODELS, [{**STEP, "alpha": {"M00": 0.1 + 0.2, "OUT03": {"search": [0, 1]}}}])
     second = new_recipe(
@@ -63,7 +63,7 @@ def test_extended_with_what_another_recipe_has() -> None:
     assert second.output == "U"
 
 
-def test_written_and_read_again(tmp_path: Path) -> None:
+def test_a_recipe_survives_a_round_through_its_file(tmp_path: Path) -> None:
     """A recipe survives a round through its file, which may be named by text."""
     recipe = new_recipe(MODELS, [{**STEP, "alpha": dict.fromkeys(BLOCKS, 1 / 3)}], name="made", mapping="mecha")
     save_recipe(recipe, str(tmp_path / "made.yaml"))
@@ -71,7 +71,7 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     assert recipe_as_data(recipe)["mapping"] == "mecha"
 
 
-def test_presets(tmp_path: Path) -> None:
+def test_an_alpha_may_be_a_preset(tmp_path: Path) -> None:
     """An alpha may be the name of a preset in a file."""
     presets = tmp_path / "presets.txt"
     presets.write_text("HALF\t" + ",".join(["0.5"] * 26) + "\n", encoding="utf-8")
@@ -110,7 +110,7 @@ def test_mistakes_name_the_argument(steps: list, options: dict, problems: list[s
         assert found.startswith(f"new_recipe: {expected}")
 
 
-def test_models_that_are_none() -> None:
+def test_models_that_are_no_mapping_are_refused() -> None:
     """Models that are no mapping are refused like a field of the wrong type."""
     with pytest.raises(RecipeError, match=r"^new_recipe: models: received \['base'\]"):
         new_recipe(["base"], [{**STEP, "alpha": 0}])

@@ -68,7 +68,7 @@ def numbers(**named):
         ("{}", numbers()),
     ],
 )
-def test_fixed_alphas(tmp_path, text, expected):
+def test_fixed_alphas_are_read(tmp_path, text, expected):
     """A number, 26 numbers and a mapping are read as one number per block, 0 if absent."""
     alpha = read_alpha(tmp_path, text)
 
@@ -92,7 +92,7 @@ def test_fixed_alphas(tmp_path, text, expected):
         ),
     ],
 )
-def test_free_alphas(tmp_path, text, free_alphas, fixed):
+def test_free_alphas_are_read(tmp_path, text, free_alphas, fixed):
     """Free alphas are read with bounds, blocks, tie, step and start; blocks beside them hold their numbers."""
     alpha = read_alpha(tmp_path, text)
 
@@ -114,7 +114,7 @@ def test_free_alphas(tmp_path, text, free_alphas, fixed):
         (Free(-0.3, 1.0, BLOCKS, step=0.2), -0.1),
     ],
 )
-def test_starting_values(free, expected):
+def test_free_alphas_start_nearest_to_0(free, expected):
     """A free alpha starts at its start, else at 0 or the bound nearest to 0, on its grid (ties to even steps)."""
     assert free.starting_value == pytest.approx(expected, abs=1e-12) or (
         free.step == 0.2 and free.starting_value == pytest.approx(0.1)
@@ -128,7 +128,7 @@ def test_starting_values(free, expected):
     parts=st.floats(1, 40),
     value=st.floats(-5, 5),
 )
-def test_grid(low, width, parts, value):
+def test_values_lie_on_the_grid(low, width, parts, value):
     """A value on the grid is the nearest whole number of steps from the lower bound, within the bounds."""
     free = Free(low, low + width, BLOCKS, step=min(width / parts, low + width - low))
     assert free.step is not None
@@ -143,7 +143,7 @@ def test_grid(low, width, parts, value):
     assert abs(found - value) <= abs(nearest - value) + 1e-9
 
 
-def test_whole_recipe(tmp_path):
+def test_a_whole_recipe_is_read(tmp_path):
     """Models, steps, layout, mapping and output are read; missing fields have their defaults."""
     recipe = load_recipe(written(tmp_path, GOOD))
 
@@ -159,7 +159,7 @@ def test_whole_recipe(tmp_path):
     ]
 
 
-def test_byte_order_mark(tmp_path):
+def test_a_byte_order_mark_is_accepted(tmp_path):
     """A file that starts with a byte order mark, as Windows editors write it, is read."""
     path = tmp_path / "recipe.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
@@ -167,7 +167,7 @@ def test_byte_order_mark(tmp_path):
     assert load_recipe(path).output == "T2"
 
 
-def test_steps_in_any_order(tmp_path):
+def test_steps_may_come_in_any_order(tmp_path):
     """Steps may precede their inputs in the file; they are evaluated after them, and only if needed."""
     text = """\
 models: {m: {file: m}, n: {file: n}, o: {file: o}}
@@ -238,7 +238,7 @@ output: D
         ("{search: [0, 1], blocks: [5]}", ["steps.T.alpha.blocks", "received [5]"]),
     ],
 )
-def test_wrong_alphas(tmp_path, alpha, parts):
+def test_wrong_alphas_are_refused(tmp_path, alpha, parts):
     """A wrong alpha is refused in one line with the file, its line, the field, the value and the values allowed."""
     path = written(tmp_path, with_alpha(alpha))
 
@@ -283,7 +283,7 @@ def test_wrong_alphas(tmp_path, alpha, parts):
         ("models:", "name: [1]\nmodels:", ["name", "received [1]"]),
     ],
 )
-def test_wrong_fields(tmp_path, before, after, parts):
+def test_wrong_fields_are_refused(tmp_path, before, after, parts):
     """A wrong, missing or unknown field is refused in one line with the file, the field and the values allowed."""
     assert GOOD.count(before) == 1 or before == "a: base"
     path = written(tmp_path, GOOD.replace(before, after, 1))
@@ -343,7 +343,7 @@ def test_every_problem_is_named(tmp_path):
         (b"a: " + b"x" * (1 << 20), ["more than 1,048,576 bytes"]),
     ],
 )
-def test_unreadable_files(tmp_path, content, parts):
+def test_unreadable_files_are_refused(tmp_path, content, parts):
     """A file that is no recipe, no YAML or no text is refused in one line."""
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
@@ -359,7 +359,7 @@ def test_unreadable_files(tmp_path, content, parts):
         assert part in problem
 
 
-def test_missing_file_and_folder(tmp_path):
+def test_missing_files_and_folders_are_named(tmp_path):
     """A missing path, and a folder, is named."""
     with pytest.raises(RecipeError, match=r"nowhere\.yaml: no such file"):
         load_recipe(tmp_path / "nowhere.yaml")
@@ -380,7 +380,7 @@ def test_missing_file_and_folder(tmp_path):
 @example(text="name: 0x" + "f" * 4000)
 @example(text="<<: &a [*a]")
 @example(text="presets: '\\0'\nmodels: {a: {file: a}}\nsteps: []")
-def test_any_text(tmp_path_factory, text):
+def test_any_text_is_read_or_refused(tmp_path_factory, text):
     """Any text is either read as a mapping or refused with an InputError."""
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text, encoding="utf-8", newline="")
@@ -439,7 +439,7 @@ def alphas(draw):
     drawn=st.lists(alphas(), min_size=1, max_size=3),
     texts=st.tuples(NAMES, NAMES, NAMES),
 )
-def test_round_trip(tmp_path_factory, models, drawn, texts):
+def test_a_recipe_survives_a_round_trip(tmp_path_factory, models, drawn, texts):
     """A recipe with any names, files and alphas survives saving and loading, and any YAML reader reads the file."""
     from ruamel.yaml import YAML
 
@@ -463,7 +463,7 @@ def test_round_trip(tmp_path_factory, models, drawn, texts):
         assert YAML(typ="safe").load(file) == recipe_as_data(recipe)
 
 
-def test_round_trip_of_notes(tmp_path):
+def test_notes_survive_a_round_trip(tmp_path):
     """The notes of a fit (hashes, similarities, target) are kept."""
     text = GOOD.replace("{file: x}", "{file: x, sha256: abc}").replace(
         "alpha: 0.25}", "alpha: 0.25, similarity: {delta: {total: 0.5, blocks: {OUT03: 0.5}}}}"
@@ -478,7 +478,7 @@ def test_round_trip_of_notes(tmp_path):
     assert again.fitted.to_data() == {"by": "blockfit", "searches": [{"name": "s", "trials": 3}]}
 
 
-def test_written_as_people_write(tmp_path):
+def test_recipes_are_written_as_people_write(tmp_path):
     """Equal alphas are written as one number, others as 26 on one line, and free alphas as free."""
     text = """\
 models: {a: {file: a}, b: {file: b}}
@@ -496,7 +496,7 @@ steps:
     assert "alpha: {IN01: 0.3, OUT03-OUT11: {search: [0.0, 1.0]}}" in lines
 
 
-def test_filling_holes(tmp_path):
+def test_free_alphas_are_filled(tmp_path):
     """Filled blocks are numbers, the others stay free; `with_start_values` leaves none free."""
     text = with_alpha("{OUT03-OUT05: {search: [0, 1], start: 0.5}, M00: 0.1}")
     recipe = load_recipe(written(tmp_path, text))
@@ -509,7 +509,7 @@ def test_filling_holes(tmp_path):
     assert whole == Alpha(numbers(OUT03=0.5, OUT04=0.5, OUT05=0.5, M00=0.1))
 
 
-def test_locate(tmp_path):
+def test_files_are_found_beside_the_recipe_first(tmp_path):
     """Files are found beside the recipe first, then in the folders and below, with or without extension."""
     beside, store = tmp_path / "beside", tmp_path / "store"
     (store / "deep" / "deeper").mkdir(parents=True)
@@ -563,7 +563,7 @@ def test_steps_come_in_the_recipes_order(tmp_path):
 
 
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "0x" + "f" * 300])
-def test_base_alpha_is_finite(tmp_path, number):
+def test_a_base_alpha_must_be_finite(tmp_path, number):
     """A base alpha beside 25 numbers must be finite."""
     alpha = f"[{', '.join(['0.5'] * 25)}], base_alpha: {number}"
 
@@ -572,7 +572,7 @@ def test_base_alpha_is_finite(tmp_path, number):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
-def test_expected_seeds(tmp_path, seed):
+def test_seeds_out_of_range_are_refused(tmp_path, seed):
     """A seed out of range is refused with its field."""
     text = with_alpha(f"0.5, expect: {{blocks: IN01, seed: {seed}}}")
 
@@ -585,7 +585,7 @@ def test_expected_seeds(tmp_path, seed):
     [".", "..", "/", "../..", "*", "?.safetensors", "**", "[a].safetensors", "a/..", "x" * 5000],
     ids=lambda file: file[:20],
 )
-def test_files_that_are_patterns_or_folders(tmp_path, file):
+def test_patterns_and_folders_are_no_files(tmp_path, file):
     """A file's name is no pattern, and folders, empty and endless names are not found."""
     (tmp_path / "models" / "below").mkdir(parents=True)
     (tmp_path / "models" / "below" / "a.safetensors").touch()
@@ -593,7 +593,7 @@ def test_files_that_are_patterns_or_folders(tmp_path, file):
     assert locate(file, tmp_path, [tmp_path / "models"]) is None
 
 
-def test_file_with_brackets(tmp_path):
+def test_brackets_are_ordinary_letters(tmp_path):
     """Brackets in a name are ordinary letters."""
     (tmp_path / "models" / "below").mkdir(parents=True)
     path = tmp_path / "models" / "below" / "a [b].safetensors"
@@ -606,7 +606,7 @@ def test_file_with_brackets(tmp_path):
     ("old", "new", "where"),
     [("name: T2", 'name: " T2"', "steps. T2"), ("  y:", '  "y ":', "models.y "), ("name: T2", 'name: " "', "steps. ")],
 )
-def test_spaces_around_names(tmp_path, old, new, where):
+def test_spaces_around_names_are_refused(tmp_path, old, new, where):
     """A model's or step's name that begins or ends with a space is refused, since a formula would hide it."""
     with pytest.raises(RecipeError) as raised:
         load_recipe(written(tmp_path, GOOD.replace(old, new)))

@@ -74,7 +74,7 @@ def details(address):
     }
 
 
-def test_studies_and_trials(address, study):
+def test_every_search_is_shown_with_its_trials(address, study):
     """The dashboard shows every search by its name, with all its trials; user attributes describe the search."""
     found = details(address)
 
@@ -264,7 +264,7 @@ def test_own_pages_are_served(address):
         assert json.loads(get(f"http://{host}/api/studies", Origin=f"http://{host}"))["study_summaries"]
 
 
-def test_port_of_http():
+def test_a_host_without_port_is_accepted_at_port_80():
     """A host without port is accepted at port 80 only, and only for this machine's names."""
     answered = []
 
@@ -283,7 +283,7 @@ def test_port_of_http():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
-def test_json_until_an_interrupt(study):
+def test_json_has_the_address(study):
     """--json prints one object with the address when the server listens; Ctrl-C ends the server silently."""
     with running(study, "--port", "0", "--json") as (_, process):
         process.wait_for("}\n")
@@ -319,7 +319,7 @@ def test_broken_requests_print_nothing(study, tmp_path):
         assert process.communicate()[1] == ""
 
 
-def test_started_twice(address, study, blockfit):
+def test_a_second_server_is_refused(address, study, blockfit):
     """A second server on the same port is refused in one line; on another port it shows the same plots once."""
     port = address.rsplit(":", 1)[1]
     second = blockfit("dashboard", study, "--port", port)
@@ -334,7 +334,7 @@ def test_started_twice(address, study, blockfit):
             assert [len(found["artifacts"]) for found in details(server).values()] == [4, 4, 4]
 
 
-def test_without_trials(study, tmp_path, blockfit):
+def test_an_unfitted_study_is_refused(study, tmp_path, blockfit):
     """A study that was never fitted is refused, and no database is created."""
     for name in ("study.yaml", "recipe.yaml"):
         shutil.copy(study / name, tmp_path)
@@ -346,7 +346,7 @@ def test_without_trials(study, tmp_path, blockfit):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml", "study.yaml"]
 
 
-def test_in_a_browser(address, browser):
+def test_a_browser_shows_the_searches(address, browser):
     """A browser shows the searches, and the trials and plots of one search, without errors or requests to other hosts.
 
     No button changes anything.

@@ -17,7 +17,7 @@ STEPS = [
 ]
 
 
-def test_alphas() -> None:
+def test_alphas_have_a_row_per_block() -> None:
     """The frame has a row per block and a column per alpha and beta, in the recipe's order."""
     recipe = new_recipe({"base": "b", "x": "x", "y": "y"}, STEPS)
     table = alphas_frame(recipe)
@@ -46,7 +46,7 @@ def test_coefficients_are_what_a_merge_multiplies_by(sd1_tensors) -> None:
         assert np.abs(summed - expected).max() < 1e-6
 
 
-def test_similarities(finished_fit: FitResult) -> None:
+def test_similarities_have_a_row_per_step_and_metric(finished_fit: FitResult) -> None:
     """The frame has a row per stage, step, metric and time, and the total is the mean over the blocks."""
     table = similarity_frame(finished_fit)
 
@@ -58,7 +58,7 @@ def test_similarities(finished_fit: FitResult) -> None:
     assert table.loc[(last.stage, last.step, last.metric, "after"), "OUT03"] == last.after["OUT03"]
 
 
-def test_ceilings(finished_fit: FitResult) -> None:
+def test_ceilings_bound_the_similarities(finished_fit: FitResult) -> None:
     """The frame has a row per block and the total, none above its ceiling; the sources' frame a row per source."""
     (found,) = study_ceilings(finished_fit.study, "delta")
     table, sources = ceiling_frame(found), sources_frame(found)

@@ -49,7 +49,7 @@ def test_broken_recipe_is_shown_as_it_is(shown, text):
     assert any(line.startswith("metadata sd_merge_recipe") for line in lines)
 
 
-def test_strange_metadata(shown):
+def test_strange_metadata_are_shown_harmlessly(shown):
     """Markup, control characters and long texts are shown harmlessly."""
     lines = shown({"[/bold]": "\x1b[2Jred", "[red]": "x" * 1000})
 

@@ -33,7 +33,7 @@ def drawn():
     return drawn
 
 
-def test_figures(drawn):
+def test_every_search_has_a_row(drawn):
     """Every search has a row with its step, trials, budget, best similarity and time."""
     lines = drawn(progress("inputs/FIRST", 60, best=0.9), progress(), width=120)
 
@@ -48,7 +48,7 @@ def test_several_workers_have_a_column(drawn):
     assert any("workers" in line for line in drawn(progress(workers=3)))
 
 
-def test_a_bar_for_each_block(drawn):
+def test_every_block_has_a_bar(drawn):
     """Every scored block has its similarity and a bar; the lowest fills a fifth, 100 % the whole bar."""
     lines = drawn(progress(), width=55, height=60, encoding="ascii")
 
@@ -65,7 +65,7 @@ def test_a_bar_for_each_block(drawn):
 @pytest.mark.parametrize(("width", "height"), [(30, 12), (40, 24), (60, 10), (80, 24), (120, 50), (12, 3)])
 @pytest.mark.parametrize("encoding", ["utf-8", "cp932"])
 @pytest.mark.parametrize("left", [60.0, 100_000.0])  # until today, most of the time, and until another day
-def test_fits_the_window(drawn, width, height, encoding, left):
+def test_the_table_fits_the_window(drawn, width, height, encoding, left):
     """Twelve searches with long names fit the window in height and width."""
     long = "outputs/a step with a name that is far too long for any window, however wide it may be"
     lines = drawn(
@@ -79,20 +79,20 @@ def test_fits_the_window(drawn, width, height, encoding, left):
     assert any("33/60" in line for line in lines) or width < 20
 
 
-def test_ascii_where_the_console_has_no_more(drawn):
+def test_the_table_is_ascii_on_other_consoles(drawn):
     """A console with another encoding shows only letters of that encoding."""
     assert all(line.isascii() for line in drawn(progress(), encoding="cp949"))
 
 
 @pytest.mark.parametrize("blocks", [{}, {"OUT03": float("nan")}, {"OUT03": 1.0}, {"OUT03": -1.0, "OUT04": 1.0}])
-def test_any_similarities(drawn, blocks):
+def test_any_similarity_can_be_drawn(drawn, blocks):
     """Missing, perfect and opposite similarities are drawn."""
     lines = drawn(progress(blocks=blocks, best=None))
 
     assert any("33/60" in line for line in lines)
 
 
-def test_nothing_before_the_first_search(drawn):
+def test_no_table_is_drawn_before_the_first_search(drawn):
     """Before the first search no table is drawn."""
     assert drawn() == []
 

@@ -10,7 +10,9 @@ from optimizer.errors import BlockfitWarning
 from optimizer.reports.logs import LogFile
 
 
-def test_full_disk(small_disk: Path, fill: Callable[[Path, int], Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_one_warning(
+    small_disk: Path, fill: Callable[[Path, int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Lines that do not fit on a full disk are lost with one warning and no traceback; later lines are written."""
     handler = LogFile(small_disk / "fit.log", logging.Formatter("> %(message)s"))
     record = logging.makeLogRecord({"msg": "trial 漢 " + "." * 5000})

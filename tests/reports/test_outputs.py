@@ -47,7 +47,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_full_disk(finished_fit: FitResult, small_disk: Path, fill: Callable[[Path, int], Path], name: str) -> None:
+def test_a_full_disk_leaves_the_old_file(
+    finished_fit: FitResult, small_disk: Path, fill: Callable[[Path, int], Path], name: str
+) -> None:
     """On a full disk the error names the output, the old file stays intact, and no other file remains."""
     old = small_disk / name
     old.write_bytes(b"old")
@@ -66,7 +68,7 @@ def test_full_disk(finished_fit: FitResult, small_disk: Path, fill: Callable[[Pa
 
 
 @pytest.mark.parametrize("left", [pytest.param(0, marks=pytest.mark.slow), 20_000])
-def test_plots_on_a_full_disk(
+def test_plots_on_a_full_disk_are_reported(
     finished_fit: FitResult, small_disk: Path, fill: Callable[[Path, int], Path], left: int
 ) -> None:
     """Each plot without disk space causes one line, and old plots stay intact; with space all are drawn."""
@@ -89,7 +91,7 @@ def test_plots_on_a_full_disk(
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_file_that_cannot_be_replaced(
+def test_a_file_that_cannot_be_replaced_is_reported(
     finished_fit: FitResult, tmp_path: Path, hold: Callable[[Path], None], name: str
 ) -> None:
     """An output that is write-protected or open in another program is reported with a remedy and stays intact."""
@@ -107,7 +109,7 @@ def test_file_that_cannot_be_replaced(
     assert contents(tmp_path) == {name: b"old"}
 
 
-def test_one_plot_that_cannot_be_replaced(
+def test_a_plot_that_cannot_be_replaced_is_reported(
     finished_fit: FitResult, tmp_path: Path, hold: Callable[[Path], None]
 ) -> None:
     """A plot that is open in a viewer is reported; all others are written."""
@@ -123,7 +125,7 @@ def test_one_plot_that_cannot_be_replaced(
     assert [name for name, content in written.items() if content == b"old"] == ["alphas.png"]
 
 
-def test_a_file_where_the_plots_should_go(finished_fit: FitResult, tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(finished_fit: FitResult, tmp_path: Path) -> None:
     """A file in place of the plots' folder is reported by name."""
     (tmp_path / "plots").write_bytes(b"old")
 

@@ -97,12 +97,12 @@ def test_csv_needs_its_folder(finished_fit: FitResult, tmp_path: Path) -> None:
     ("similarity", "text"),
     [(0.974805, "97.4805%"), (1.0, "100.0000%"), (-0.5, "-50.0000%"), (0.0, "0.0000%"), (math.nan, "-")],
 )
-def test_percent(similarity: float, text: str) -> None:
+def test_similarities_are_printed_in_per_cent(similarity: float, text: str) -> None:
     """Similarities are printed in per cent with four decimals, non-finite ones as a dash."""
     assert percent(similarity) == text
 
 
-def test_blocks_are_columns_where_they_fit() -> None:
+def test_blocks_are_columns_on_a_wide_console() -> None:
     """A wide console shows a line per row, a narrow one a line per block, with the same numbers and totals."""
     rows = {"TEMP1": {"OUT03": 0.974806, "OUT04": 0.5}, "[b]TEMP2[/b]": {"OUT03": 0.25}}
     wide = printed(block_table("attention", rows, width=80), width=80).splitlines()

@@ -137,7 +137,7 @@ def test_first_source_stands_for_tensors_that_the_base_lacks(family, tmp_path, w
     assert found == pytest.approx([0.0, 1 - left(0.5) / left(1.0), 1 - left(0.0) / left(1.0)], abs=1e-9)
 
 
-def test_compare(family, tmp_path, capsys):
+def test_compare_returns_the_share_explained(family, tmp_path, capsys):
     """With a base `compare` returns the share explained, null for unchanged blocks.
 
     Without one it returns the article's table.

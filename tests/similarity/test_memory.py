@@ -51,13 +51,13 @@ class TestInBatches:
     @pytest.mark.parametrize("failure", LIKE_FULL)
     @pytest.mark.parametrize("limit", [1, 2, 3, 5, 19, 100])
     @pytest.mark.parametrize("size", [1, 4, 16, 50])
-    def test_same_results(self, size, limit, failure):
+    def test_batches_give_the_same_results(self, size, limit, failure):
         """The results are those of all candidates at once, in order, whatever fits."""
         numbers = torch.arange(19, dtype=torch.float64)
 
         assert torch.equal(in_batches(limited(limit, [], failure), numbers, size), numbers**2)
 
-    def test_halved_where_it_does_not_fit(self):
+    def test_batches_are_halved_until_they_fit(self):
         """The size is halved until a batch fits, then kept, and nothing is computed twice."""
         sizes = []
 
@@ -65,7 +65,7 @@ class TestInBatches:
 
         assert sizes == [8, 4, 2, 2, 2, 2, 2]
 
-    def test_one_that_does_not_fit(self):
+    def test_a_single_candidate_that_does_not_fit_is_an_error(self):
         """A single candidate that does not fit raises the GPU's error, after every smaller size was tried."""
         sizes = []
 
@@ -154,7 +154,7 @@ class TestMovableMetric:
     """A metric that leaves the GPU while it is in use."""
 
     @pytest.mark.parametrize("line", [True, False])
-    def test_in_the_middle_of_a_search(self, kin, line):
+    def test_the_cpu_continues_in_the_middle_of_a_search(self, kin, line):
         """When the GPU fills up, scores equal those of the CPU bit for bit, on the prepared line."""
         with open_attention(kin.paths, (114514, 5)) as comparison:
             given = candidates(len(comparison.groups), 12, line=line)
@@ -178,7 +178,7 @@ class TestMovableMetric:
         assert all(torch.equal(first, second) for first, second in zip(expected, found, strict=True))
 
     @pytest.mark.parametrize("where", ["building", "preparing"])
-    def test_before_the_first_score(self, kin, where):
+    def test_the_cpu_replaces_a_gpu_before_the_first_score(self, kin, where):
         """A GPU that cannot hold the projections, or the line, is left as well."""
         with open_attention(kin.paths, (114514, 5)) as comparison:
             given = candidates(len(comparison.groups), 5, line=True)

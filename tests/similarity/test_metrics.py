@@ -94,7 +94,7 @@ def test_metric_is_its_definition(kin, scorer, metric):
             assert found == pytest.approx(expected(metric, kin, steps, block), abs=1e-9), block
 
 
-def test_candidates_together_and_alone(scorer):
+def test_a_score_depends_on_its_candidate_alone(scorer):
     """A candidate's scores depend neither on other candidates nor on the selected blocks."""
     candidates = [steps_at(seed) for seed in range(4)]
     for metric in ("weights", "delta", "elements"):
@@ -128,7 +128,7 @@ def test_target_itself_scores_1(kin, metric):
         torch.testing.assert_close(built.score(rows), torch.ones(1, 26, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
-def test_scale(kin, scorer):
+def test_scale_is_the_best_factor(kin, scorer):
     """The best factor on the merged difference is its product with the target's over its own square."""
     steps = steps_at(3)
     comparison = scorer.comparison
@@ -143,7 +143,7 @@ def test_scale(kin, scorer):
     assert found == pytest.approx(float(merged @ target / (merged @ merged)), rel=1e-9)
 
 
-def test_vae_never_scores(kin, tmp_path, write_sd1, sd1_tensors):
+def test_the_vae_never_scores(kin, tmp_path, write_sd1, sd1_tensors):
     """The VAE's tensors do not change a similarity: BASE is the text encoder."""
     base = sd1_tensors(seed=0, width=16)
     other = write_sd1(
@@ -172,7 +172,7 @@ def test_vae_never_scores(kin, tmp_path, write_sd1, sd1_tensors):
     assert rows[0] == rows[1]
 
 
-def test_combined(scorer):
+def test_metrics_can_be_combined(scorer):
     """Two metrics on distinct blocks score side by side."""
     comparison, statistics = scorer.comparison, scorer.statistics
     weights = build_metric("weights", comparison, ["OUT03"], statistics)
@@ -186,7 +186,7 @@ def test_combined(scorer):
     assert both.score(rows).tolist() == [[*weights.score(rows)[0].tolist(), *delta.score(rows)[0].tolist()]]
 
 
-def test_refusals(kin, scorer):
+def test_unknown_metrics_and_blocks_are_refused(kin, scorer):
     """An unknown metric, a block that a metric cannot see, and a missing base are refused by name."""
     with pytest.raises(
         StudyError, match="metric: received 'cosine'; must be one of explained, delta, weights, elements"

@@ -36,7 +36,7 @@ def gram_matrix(tensors, reference):
 
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 511, 512, 131071, 131072, 131073, 262400])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_gram_matrix(length, dtype):
+def test_products_are_exact(length, dtype):
     """The products of the reference and all differences are exact in float64 at every length.
 
     Missing tensors have zeros.
@@ -52,7 +52,7 @@ def test_gram_matrix(length, dtype):
     assert torch.allclose(found, exact @ exact.T, rtol=1e-12, atol=1e-12 * length)
 
 
-def test_gram_matrix_without_reference():
+def test_products_without_a_reference_are_of_the_tensors():
     """Without a reference the tensors themselves are multiplied."""
     vectors = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
 
@@ -63,7 +63,7 @@ def test_gram_matrix_without_reference():
 
 
 @pytest.mark.parametrize("length", [131071, 131072, 131073, 262144, 300001])
-def test_chunks(tmp_path, write_sd1, length):
+def test_long_tensors_are_summed_over_chunks(tmp_path, write_sd1, length):
     """A tensor longer than one chunk has the Gram matrix of all its differences from the base, to 1e-12."""
     random = torch.Generator().manual_seed(1)
     first = torch.randn(length, generator=random)
@@ -91,7 +91,7 @@ def test_chunks(tmp_path, write_sd1, length):
     assert not bool(found[1].any())
 
 
-def test_parts_that_count(kin):
+def test_merging_tensors_count(kin):
     """All merging tensors of the blocks count except the VAE's; `referenced` marks those that the base holds."""
     sources = {name: kin.paths[name] for name in ("base", "x", "y")}
     with open_comparison(LAYOUT, sources, kin.paths["target"], base=kin.paths["base"]) as comparison:

@@ -78,7 +78,7 @@ def test_files_that_folders_hold_keep_their_names(here: Path) -> None:
     assert resolved(load_study("mine", ["models"])) == resolved(study)
 
 
-def test_files_that_only_the_current_folder_tells_apart(here: Path) -> None:
+def test_ambiguous_files_are_named_relative_to_the_study(here: Path) -> None:
     """If `folders` hold several files of a name, the file is named relative to the study's folder."""
     for name in ("one", "two"):
         shutil.copytree(here / "models", here / "pool" / name)
@@ -91,7 +91,7 @@ def test_files_that_only_the_current_folder_tells_apart(here: Path) -> None:
     assert resolved(load_study("mine")) == resolved(study)
 
 
-def test_files_named_by_their_hash(here: Path, recipe: Recipe) -> None:
+def test_hashes_stay_hashes(here: Path, recipe: Recipe) -> None:
     """A hash stays a hash if it is enough to find the file."""
     digits = hashlib.sha256((here / "models" / "x.safetensors").read_bytes()).hexdigest()[:10]
     study = new_study(
@@ -127,7 +127,7 @@ def test_metrics_share_a_folder(here: Path, recipe: Recipe) -> None:
     assert list(result.similarities) == ["weights"]
 
 
-def test_several_stages(here: Path, recipe: Recipe) -> None:
+def test_stages_have_their_own_fields(here: Path, recipe: Recipe) -> None:
     """Each of `stages` has its own fields; the similarity is that of the last."""
     study = new_study(
         recipe,
@@ -145,7 +145,7 @@ def test_several_stages(here: Path, recipe: Recipe) -> None:
     assert result.similarity == result.similarities["output"]
 
 
-def test_extended_from_what_was_found(here: Path, recipe: Recipe) -> None:
+def test_a_study_can_be_extended(here: Path, recipe: Recipe) -> None:
     """The sources and steps of a study can be used in a larger one elsewhere, without the notes of the fit."""
     study = new_study(recipe, "target.safetensors", "mine", trials=1)
     result = fit(study)
@@ -194,7 +194,7 @@ def test_mistakes_name_the_argument(here: Path, recipe: Recipe, given: dict, pro
     assert not (here / "mine").exists()
 
 
-def test_a_model_that_is_missing(here: Path, recipe: Recipe) -> None:
+def test_a_missing_model_is_named(here: Path, recipe: Recipe) -> None:
     """A missing source is named with the folders searched."""
     (here / "models" / "y.safetensors").unlink()
     with pytest.raises(InputError) as raised:
@@ -219,7 +219,7 @@ def test_a_study_by_hand_is_left_alone(here: Path, recipe: Recipe) -> None:
     assert path.read_text("utf-8") == edited
 
 
-def test_merged_and_compared_by_text(here: Path, recipe: Recipe) -> None:
+def test_paths_may_be_text(here: Path, recipe: Recipe) -> None:
     """The result is merged from the study's sources and compared with the target, with all paths as text."""
     study = new_study(recipe, "target.safetensors", "mine", trials=1)
     result = fit(study)
@@ -236,7 +236,7 @@ def test_the_fields_of_a_stage_are_those_of_the_file() -> None:
     assert set(get_type_hints(StageFields)) == set(StageEntry.model_fields)
 
 
-def test_a_device_by_name(here: Path, recipe: Recipe) -> None:
+def test_a_device_may_be_named(here: Path, recipe: Recipe) -> None:
     """A device may be named; another name is refused before anything is read."""
     study = new_study(recipe, "target.safetensors", "mine", trials=1)
 

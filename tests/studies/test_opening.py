@@ -65,7 +65,7 @@ def change(path, value=0.25):
     save_file(tensors, path)
 
 
-def test_one_pass(write_copies, passes):
+def test_all_work_shares_one_pass(write_copies, passes):
     """Fits, ceilings and other stages on the same files share one pass, which covers every block."""
     study = load_study(write_copies())
     fit(study)
@@ -92,7 +92,7 @@ def test_kept_statistics_are_those_measured(write_copies):
 
 
 @pytest.mark.parametrize("missing", [["target"], ["base", "x", "y", "target"]])
-def test_fit_without_checkpoints(write_copies, passes, missing):
+def test_a_fit_continues_without_checkpoints(write_copies, passes, missing):
     """Without checkpoints a fit by delta continues, and writes the same recipe, hashes included."""
     folder = write_copies()
     before = fit(load_study(folder)).recipe
@@ -109,7 +109,7 @@ def test_fit_without_checkpoints(write_copies, passes, missing):
     assert len(passes) == 1
 
 
-def test_a_smaller_recipe_without_checkpoints(write_copies):
+def test_a_smaller_recipe_scores_the_same_without_checkpoints(write_copies):
     """Another recipe over some of the sources has equal scores with and without checkpoints."""
     folder = write_copies()
     study_ceilings(load_study(folder))
@@ -123,7 +123,7 @@ def test_a_smaller_recipe_without_checkpoints(write_copies):
     assert len(load_measured(folder / STATISTICS).sources) == 3
 
 
-def test_hashes_that_were_never_taken(write_copies):
+def test_unknown_hashes_are_left_out(write_copies):
     """Hashes that no run has taken are left out of best.yaml by a fit without checkpoints."""
     folder = write_copies()
     study_ceilings(load_study(folder))
@@ -150,7 +150,7 @@ def test_changed_files_are_measured_again(write_copies, passes, which):
     assert study_ceilings(load_study(folder), "delta")[0].total["ceiling"] == second
 
 
-def test_changed_file_while_others_are_missing(write_copies):
+def test_a_changed_file_invalidates_the_statistics(write_copies):
     """If one file is missing and another has changed, statistics are not used, and the missing one is named."""
     folder = write_copies()
     study_ceilings(load_study(folder))
@@ -161,7 +161,7 @@ def test_changed_file_while_others_are_missing(write_copies):
         study_ceilings(load_study(folder))
 
 
-def test_renamed_sources_while_missing(write_copies):
+def test_statistics_are_not_used_for_renamed_sources(write_copies):
     """A recipe that names another, missing file is not fitted on the statistics of the earlier one."""
     folder = write_copies()
     study_ceilings(load_study(folder))
@@ -197,7 +197,7 @@ def test_mapping_and_base_are_part_of_the_key(write_copies, passes):
 
 
 @pytest.mark.parametrize("broken", ["empty", "text", "cut", "foreign", "nan", "shape", "version"])
-def test_broken_statistics(write_copies, passes, broken):
+def test_broken_statistics_are_replaced(write_copies, passes, broken):
     """A foreign or broken file of statistics is ignored with a warning, and replaced."""
     folder = write_copies()
     path = folder / STATISTICS
@@ -224,7 +224,7 @@ def test_broken_statistics(write_copies, passes, broken):
     assert load_measured(path) is not None
 
 
-def test_values_that_are_not_finite_elsewhere(write_copies):
+def test_an_unscored_block_may_have_nan(write_copies):
     """A block with NaN is left out if no stage scores it; otherwise it is refused by file and tensor."""
     folder = write_copies()
     tensors = load_file(folder / "x.safetensors")
@@ -240,7 +240,7 @@ def test_values_that_are_not_finite_elsewhere(write_copies):
         fit(load_study(write_copies(STEPS.replace("OUT03,OUT06", "OUT08"))))
 
 
-def test_a_folder_that_cannot_be_written(write_copies, monkeypatch):
+def test_an_unwritable_folder_fails_no_run(write_copies, monkeypatch):
     """A run does not fail if statistics cannot be saved."""
     from optimizer.studies import opening
 
@@ -316,7 +316,7 @@ def once(action, when):
 @pytest.mark.parametrize("when", ["first", "last"])
 @pytest.mark.parametrize("how", FATES)
 @pytest.mark.filterwarnings("ignore:.* nothing but zeros")  # another run then warns of zeros
-def test_a_file_that_changes_while_it_is_measured(write_copies, which, when, how):
+def test_a_file_that_changes_during_the_pass_is_named(write_copies, which, when, how):
     """The file is named with advice; no statistics are saved, and another run measures the new file."""
     folder = write_copies()
     aged(folder)
@@ -346,7 +346,7 @@ def test_a_file_that_changes_while_it_is_measured(write_copies, which, when, how
 @IN_USE
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("how", FATES)
-def test_no_hash_of_a_file_that_was_not_fitted(write_copies, how, known):
+def test_a_file_that_changed_after_the_fit_has_no_hash(write_copies, how, known):
     """A file that changed after it was fitted is reported, and its hash is noted nowhere."""
     folder = write_copies()
     aged(folder)
@@ -372,7 +372,7 @@ def test_no_hash_of_a_file_that_was_not_fitted(write_copies, how, known):
 
 @IN_USE
 @pytest.mark.parametrize("how", FATES)
-def test_a_metric_of_a_file_that_changes(write_copies, how):
+def test_attention_on_a_changed_file_is_refused(write_copies, how):
     """Attention on a file that was written to is refused; on a replaced or deleted one it is unchanged."""
     folder = write_copies(metric="attention")
     aged(folder)

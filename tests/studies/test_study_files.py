@@ -34,7 +34,7 @@ def target(pool):
     return path
 
 
-def test_defaults(write_study, target):
+def test_defaults_take_everything(write_study, target):
     """A stage takes all steps with free alphas and scores all moved blocks that its metric sees."""
     study = load_study(write_study(STEPS, "  - {name: s}\n", target))
     (stage,) = study.stages
@@ -48,7 +48,7 @@ def test_defaults(write_study, target):
     assert stage.parameters[3].blocks == BLOCKS
 
 
-def test_parameter_names(write_study, target):
+def test_parameters_have_distinct_names(write_study, target):
     """Several tied alphas of one step have their blocks in their names."""
     steps = """\
   - {name: T, mode: weight_sum, a: base, b: y, alpha: {M00: {search: [0, 1], tie: true}, OUT03: {search: [0, 1]},
@@ -58,7 +58,7 @@ def test_parameter_names(write_study, target):
     assert [p.name for p in study.stages[0].parameters] == ["T.alpha.M00", "T.OUT03", "T.alpha.OUT04-OUT05"]
 
 
-def test_elsewhere(write_study, target):
+def test_elsewhere_scores_the_other_blocks(write_study, target):
     """`elsewhere` scores the moved blocks that the metric cannot see, after those that it sees."""
     study = load_study(write_study(STEPS, "  - {name: s, metric: attention, elsewhere: delta}\n", target))
     (stage,) = study.stages
@@ -66,7 +66,7 @@ def test_elsewhere(write_study, target):
     assert stage.metric == "attention+delta"
 
 
-def test_searches(write_study, target):
+def test_a_stepwise_stage_has_a_search_per_step(write_study, target):
     """A stepwise stage has one search per step, scored on it; a joint stage has one, scored on the last."""
     text = "  - {name: s, strategy: stepwise, blocks: OUT03-OUT05}\n  - {name: j, steps: [T2], blocks: OUT06}\n"
     study = load_study(write_study(STEPS, text, target))
@@ -87,13 +87,13 @@ def test_tied_alpha_moves_more_than_is_scored(write_study, target):
     assert load_study(write_study(STEPS, stages, target)).stages[0].blocks == ATTENTION
 
 
-def test_folder_or_file(tmp_path):
+def test_a_study_is_named_by_folder_or_file(tmp_path):
     """A study is named by its folder or its file."""
     assert study_file(tmp_path) == tmp_path / "study.yaml"
     assert study_file(tmp_path / "other.yaml") == tmp_path / "other.yaml"
 
 
-def test_with_trials(write_study, target):
+def test_with_trials_replaces_the_number_of_every_stage(write_study, target):
     """A new number of trials replaces that of every stage; less than one is refused."""
     study = load_study(write_study(STEPS, "  - {name: s}\n", target))
     assert [stage.trials for stage in study.with_trials(7).stages] == [7]
@@ -156,7 +156,7 @@ APART = """\
         (APART, "  - {name: s}\n", {}, ["stages.s.steps", "'T1' does not lead to 'T2'", "joint"]),
     ],
 )
-def test_mistakes(write_study, target, steps, stages, fields, parts):
+def test_mistakes_are_refused(write_study, target, steps, stages, fields, parts):
     """A mistake is refused in one line with the file, the field, the value received and the values allowed."""
     folder = write_study(steps, stages, target, **fields)
 
@@ -170,7 +170,7 @@ def test_mistakes(write_study, target, steps, stages, fields, parts):
         assert part in problem
 
 
-def test_block_that_nothing_sees(write_study, target):
+def test_a_block_that_no_metric_sees_is_refused(write_study, target):
     """Per-block alphas on blocks that no metric sees are refused in one line; with `elsewhere` they are accepted."""
     folder = write_study(FREE_BASE, "  - {name: s, metric: attention}\n", target)
     with pytest.raises(StudyError) as caught:
@@ -186,7 +186,7 @@ def test_block_that_nothing_sees(write_study, target):
     assert {"OUT00", "OUT01", "OUT02"} <= set(load_study(folder).stages[0].measured[1][1])
 
 
-def test_described_alphas():
+def test_alphas_are_described_by_block_lists():
     """Alphas that differ only in the block are joined with a block list; others keep their names."""
     names = ["T1.OUT03", "T1.OUT04", "T2.alpha", "T1.beta.IN00", "T1.OUT08", "a.b.IN01", "T3.alpha.OUT03-OUT04"]
 
@@ -199,7 +199,7 @@ def test_described_alphas():
     )
 
 
-def test_alpha_that_no_stage_scores(write_study, target):
+def test_an_alpha_that_no_stage_scores_is_named(write_study, target):
     """A per-block alpha that no stage scores is named."""
     folder = write_study(STEPS, "  - {name: s, blocks: OUT03-OUT04}\n", target)
     with pytest.raises(StudyError, match=r"T1\.OUT05: no stage scores OUT05"):
@@ -212,14 +212,14 @@ def test_alpha_that_no_stage_scores(write_study, target):
     assert len(load_study(write_study(STEPS, both, target)).stages) == 2
 
 
-def test_no_free_alpha(write_study, target):
+def test_a_recipe_without_free_alphas_is_refused(write_study, target):
     """A recipe without free alphas is refused, with an example of one."""
     steps = "  - {name: T, mode: weight_sum, a: base, b: x, alpha: 0.5}\n"
     with pytest.raises(StudyError, match=r"no free alpha; write `alpha: \{search"):
         load_study(write_study(steps, "  - {name: s}\n", target))
 
 
-def test_target_among_the_sources(write_study, pool, target):
+def test_a_target_among_the_sources_is_refused(write_study, pool, target):
     """The target may not be a source of the recipe under any path; an unused model is no source."""
     here = pool.folder / ".." / pool.folder.name / "y.safetensors"
     with pytest.raises(StudyError, match="is the recipe's source 'y' too"):
@@ -227,7 +227,7 @@ def test_target_among_the_sources(write_study, pool, target):
     assert "z" not in load_study(write_study(STEPS, "  - {name: s}\n", pool.paths["z"])).sources
 
 
-def test_missing_files(write_study, target, tmp_path):
+def test_missing_files_are_named(write_study, target, tmp_path):
     """A missing target, source or recipe is named."""
     with pytest.raises(StudyError, match=r"target\.file: '.*gone' not found; looked in"):
         load_study(write_study(STEPS, "  - {name: s}\n", "gone"))
@@ -251,7 +251,7 @@ def test_missing_files(write_study, target, tmp_path):
         ("{name: a, blocks: OUT09}", "stages.a.blocks: no free alpha of T1 moves OUT09"),
     ],
 )
-def test_stages_that_cannot_be(write_study, target, stage, expected):
+def test_invalid_stages_are_refused(write_study, target, stage, expected):
     """Invalid stages are refused by name before any work."""
     steps = "  - {name: T1, mode: weight_sum, a: x, b: y, alpha: {search: [0, 1], blocks: OUT03}}\n"
     with pytest.raises(StudyError, match=expected):
@@ -289,7 +289,7 @@ RECIPE = "models: {x: {file: x}}\nsteps: [{name: S, mode: weight_sum, a: x, b: x
 
 @settings(max_examples=150, deadline=None)
 @given(outer=GIVEN, inner=GIVEN)
-def test_any_study(tmp_path_factory, outer, inner):
+def test_any_study_is_read_or_refused(tmp_path_factory, outer, inner):
     """A study with any fields is read or refused, with one printable line per problem."""
     folder = tmp_path_factory.getbasetemp()
     (folder / "recipe.yaml").write_text(RECIPE)
@@ -305,7 +305,7 @@ def test_any_study(tmp_path_factory, outer, inner):
     assert study.stages
 
 
-def test_folders_that_are_no_study(pool, tmp_path):
+def test_folders_without_a_study_are_refused(pool, tmp_path):
     """A folder without study.yaml is refused with its contents and the way to make a study."""
     made = "`first_study(TARGET, SOURCE, folder=FOLDER)` makes a study, which is a folder of its own"
     two, one, other = (tmp_path / name for name in ("two", "one", "other"))

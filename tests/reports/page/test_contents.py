@@ -105,7 +105,7 @@ def test_alphas_by_step_and_block(folder: Path, page: Page) -> None:
         assert [float(cell) for cell in row[1:]] == pytest.approx(step["alpha"], abs=0.005 + 1e-9)
 
 
-def test_similarity_before_and_after(folder: Path, page: Page) -> None:
+def test_similarities_match_the_files(folder: Path, page: Page) -> None:
     """Similarities of the first step's input, a source, match its file; the others match best.yaml."""
     name = "model.diffusion_model.output_blocks.3."
     base, target = (
@@ -127,7 +127,7 @@ def test_similarity_before_and_after(folder: Path, page: Page) -> None:
     assert row[3] == row[5] == "0.0000%"
 
 
-def test_metrics_side_by_side(folder: Path, page: Page) -> None:
+def test_totals_are_means_of_the_blocks(folder: Path, page: Page) -> None:
     """The totals of every step by every metric are the means of the similarities by block in best.yaml."""
     steps = yaml_in(folder / "best.yaml")["steps"]
     _, *rows = page.tables["Totals by every metric"]
@@ -165,7 +165,7 @@ def test_only_applicable_remarks_are_shown(page: Page) -> None:
     assert "prompts" not in page.texts["know"]
 
 
-def test_alphas_that_trade_off(folder: Path) -> None:
+def test_alphas_that_trade_off_are_reported(folder: Path) -> None:
     """If the coefficients do not determine every alpha, a remark contains the rank and the alphas that trade off."""
     found = found_result(load_study(folder, with_files=False))
     ceiling = found_ceilings(folder)[0][-1]
@@ -181,7 +181,7 @@ def test_alphas_that_trade_off(folder: Path) -> None:
     assert "These trade off against each other: A.OUT03-OUT04, B.OUT03." in printed
 
 
-def test_reproducing(folder: Path, page: Page) -> None:
+def test_the_study_can_be_reproduced(folder: Path, page: Page) -> None:
     """Commands contain the study's name, hashes match the files, and the study's absolute path is nowhere."""
     assert page.texts["command-1"] == "blockfit fit study"
     hashes = [row[2] for row in page.tables["Files, hashes and licences"][1:]]
@@ -209,7 +209,7 @@ def test_the_page_loads_nothing(page: Page) -> None:
     assert "unsafe" not in policy
 
 
-def test_json_and_another_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_figures_of_the_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--json prints the page's path and figures; -o sets another path."""
     written = tmp_path / "page.html"
     assert run("report", folder, "-o", written, "--json") == 0
@@ -226,7 +226,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
-def test_without_checkpoints(copy: Path) -> None:
+def test_statistics_replace_the_checkpoints(copy: Path) -> None:
     """The statistics replace the checkpoints; without both, the page lists the missing files."""
     before = Page.of(copy / "report.html")
     for path in copy.glob("*.safetensors"):
@@ -243,7 +243,7 @@ def test_without_checkpoints(copy: Path) -> None:
     assert page.tables["Totals by every metric"] == before.tables["Totals by every metric"]
 
 
-def test_measured_where_statistics_are_missing(copy: Path, tmp_path: Path) -> None:
+def test_checkpoints_replace_the_statistics(copy: Path, tmp_path: Path) -> None:
     """Checkpoints found by --models replace the statistics."""
     models = tmp_path / "models"
     models.mkdir()
@@ -254,7 +254,7 @@ def test_measured_where_statistics_are_missing(copy: Path, tmp_path: Path) -> No
     assert "Ceiling by delta" in Page.of(copy / "report.html").tables
 
 
-def test_never_fitted(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfitted_study_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A study that was never fitted is refused in one line with the fit command, and nothing is written."""
     for name in ("study.db", "best.yaml", "report.html"):
         (copy / name).unlink()
@@ -263,7 +263,7 @@ def test_never_fitted(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (copy / "report.html").exists()
 
 
-def test_killed_before_the_recipe_was_written(copy: Path) -> None:
+def test_a_killed_fit_is_marked_as_not_finished(copy: Path) -> None:
     """Without best.yaml the recipe combines the best trials, and the page is marked as not finished."""
     alphas = Page.of(copy / "report.html").tables["Alphas by step and block"]
     (copy / "best.yaml").unlink()
@@ -274,7 +274,7 @@ def test_killed_before_the_recipe_was_written(copy: Path) -> None:
     assert "Totals by every metric" not in page.tables
 
 
-def test_interrupted(copy: Path) -> None:
+def test_an_interrupted_fit_is_marked_as_not_finished(copy: Path) -> None:
     """After Ctrl-C during the first search the page is marked as not finished and shows the results so far."""
     for name in ("study.db", "best.yaml"):
         (copy / name).unlink()
@@ -293,7 +293,7 @@ def test_interrupted(copy: Path) -> None:
     assert [row[0] for row in page.tables["Alphas by step and block"]][1:] != []
 
 
-def test_trials_ahead_of_the_recipe(copy: Path) -> None:
+def test_better_trials_are_reported(copy: Path) -> None:
     """Trials better than those of best.yaml are reported, and the recipe is still that of best.yaml."""
     alphas = Page.of(copy / "report.html").tables["Alphas by step and block"]
     study = optuna.load_study(study_name="together", storage=sqlite_url(copy / "study.db"))
@@ -312,7 +312,7 @@ def test_trials_ahead_of_the_recipe(copy: Path) -> None:
     assert page.tables["Alphas by step and block"] == alphas
 
 
-def test_trials_elsewhere(copy: Path) -> None:
+def test_trials_in_another_storage_are_found(copy: Path) -> None:
     """--storage finds trials in another storage; without it the page reports no trials."""
     journal = f"journal:{copy / 'trials.journal'}"
     (copy / "study.db").unlink()
@@ -325,7 +325,7 @@ def test_trials_elsewhere(copy: Path) -> None:
     assert "--storage" in page.texts["command-1"]
 
 
-def test_named_by_its_file(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_name_the_study_as_given(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands name the study as the user did, by file or folder, and best.yaml in its folder."""
     for within, named, study, best in (
         (copy.parent, "copy/study.yaml", "copy/study.yaml", "copy/best.yaml"),
@@ -359,7 +359,7 @@ def test_texts_keep_their_dots(copy: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert texts[2] == texts[3]
 
 
-def test_names_for_the_shell(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_quoted_for_the_shell(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder's name with special characters of the shell is quoted in every command."""
     copy.rename(copy.parent / "x(1)")
     monkeypatch.chdir(copy.parent)
@@ -412,7 +412,7 @@ def test_only_pages_are_replaced(copy: Path, capsys: pytest.CaptureFixture[str])
     assert run("report", copy, "-o", copy / "Page.HTM") == 0
 
 
-def test_passes_and_generations(write_sd1: Callable[..., dict], tmp_path: Path) -> None:
+def test_only_the_latest_generation_is_shown(write_sd1: Callable[..., dict], tmp_path: Path) -> None:
     """The page shows the latest generation and the last pass of each search."""
     base = write_sd1(tmp_path / "base.safetensors", seed=0)
     for seed, name in enumerate(("x", "y", "target"), start=1):

@@ -111,7 +111,7 @@ def tab(browser: "Browser", seen: list[str]) -> "Iterator[Any]":
     assert seen == []
 
 
-def test_copying(tab: Any, written: Path) -> None:
+def test_every_copy_button_copies(tab: Any, written: Path) -> None:
     """Every copy button copies its text, confirms it, and works by keyboard."""
     page = tab(written, grant=True)
     buttons = page.locator("button[data-copy]")
@@ -135,7 +135,7 @@ def test_copying(tab: Any, written: Path) -> None:
 @pytest.mark.parametrize(
     "refusal", ["navigator.clipboard.writeText = () => Promise.reject(new Error('refused'))", "gone"]
 )
-def test_copying_where_the_clipboard_is_refused(tab: Any, written: Path, refusal: str) -> None:
+def test_copying_works_without_the_clipboard(tab: Any, written: Path, refusal: str) -> None:
     """Without the clipboard's interface the selection is copied instead."""
     keep = "window.read = navigator.clipboard.readText.bind(navigator.clipboard);"
     removal = "Object.defineProperty(Navigator.prototype, 'clipboard', {get: () => undefined})"
@@ -147,7 +147,7 @@ def test_copying_where_the_clipboard_is_refused(tab: Any, written: Path, refusal
     assert page.evaluate("document.activeElement.dataset.copy") == "numbers-2"
 
 
-def test_on_a_phone(tab: Any, written: Path) -> None:
+def test_the_page_fits_a_phone(tab: Any, written: Path) -> None:
     """At 360 pixels the page does not scroll sideways; wide tables scroll in their boxes, also by keyboard."""
     page = tab(written, viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -162,7 +162,7 @@ def test_on_a_phone(tab: Any, written: Path) -> None:
     page.wait_for_function("box => box.scrollLeft > 0", arg=box.element_handle())
 
 
-def test_dark_mode(tab: Any, written: Path) -> None:
+def test_dark_mode_is_followed(tab: Any, written: Path) -> None:
     """In the system's dark mode the page and its charts are dark; in print they are light."""
 
     def brightness(page: Any, element: str, what: str) -> float:
@@ -180,7 +180,7 @@ def test_dark_mode(tab: Any, written: Path) -> None:
     assert brightness(dark, "body", "backgroundColor") == 255
 
 
-def test_contrast_of_numbers(tab: Any, written: Path) -> None:
+def test_numbers_have_enough_contrast(tab: Any, written: Path) -> None:
     """Numbers in coloured cells have a contrast of at least 3.5 to 1 in both modes."""
     measure = """
     () => {
@@ -209,7 +209,7 @@ def test_contrast_of_numbers(tab: Any, written: Path) -> None:
         assert min(ratios) > 3.5, (scheme, ratios)
 
 
-def test_print(tab: Any, written: Path, tmp_path: Path) -> None:
+def test_print_opens_all_details(tab: Any, written: Path, tmp_path: Path) -> None:
     """In print all details are open, buttons are hidden, and nothing is wider than the paper."""
     page = tab(written)
     pdf = page.pdf(format="A4")
@@ -228,7 +228,7 @@ def test_print(tab: Any, written: Path, tmp_path: Path) -> None:
     assert page.locator("details:not([open])").count() > 0
 
 
-def test_landmarks(tab: Any, written: Path) -> None:
+def test_the_page_has_landmarks(tab: Any, written: Path) -> None:
     """The page has a language, one main heading, a table of contents with valid links, and labelled charts."""
     page = tab(written)
     assert page.evaluate("document.documentElement.lang") == "en"
@@ -240,7 +240,7 @@ def test_landmarks(tab: Any, written: Path) -> None:
     assert page.locator("svg:not([role=img]):not([aria-hidden=true])").count() == 0
 
 
-def test_hostile_names(tab: Any, tmp_path: Path) -> None:
+def test_hostile_names_stay_text(tab: Any, tmp_path: Path) -> None:
     """Markup in names of steps and models and in licences is shown as text and has no effect."""
     write_study(tmp_path, [HOSTILE, "second"], model=f"model {HOSTILE}", license_=f"nc {HOSTILE}")
     page = tab(report(tmp_path))
