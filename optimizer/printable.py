@@ -1,6 +1,6 @@
 """Text from files, made safe to show in a terminal, a log or a table.
 
-Names and metadata in files come from strangers: an escape sequence in one could control the terminal, and a line break
+Names and metadata in files are untrusted: an escape sequence in one could control the terminal, and a line break
 could imitate a separate message.
 """
 

@@ -16,7 +16,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.[^.]+$")
 _DIFFUSERS = "diffusers:"
-_DEEPEST_FOLDER = 12  # dots in a name; those of the table have eight, those of strangers may have any number
+_DEEPEST_FOLDER = 12  # dots in a name; those of the table have eight, those of a file any number
 _WHOLE = "give the single file with all of the model, as WebUIs and ComfyUI load it"
 _LONGEST_NAME = 120  # characters of a tensor's name in messages
 

@@ -1,6 +1,6 @@
 """Read from a checkpoint's metadata how it was merged, for all tools that record it.
 
-Metadata comes from strangers. No function here raises for its contents; unreadable parts are left out.
+Metadata is untrusted. No function here raises for its contents; unreadable parts are left out.
 """
 
 import json

@@ -44,7 +44,7 @@ def warn_of_merged(
         holds = "hold EMA copies" if len(copies) > 1 else "holds an EMA copy"
         _warn(f"{_files(copies)}: {holds} of the model ({', '.join(f'{p}*' for p in recipe.layout.ema)}); left out")
     for file in files:
-        _warn_of_strangers(file, recipe.layout, "copied unmerged" if file.label == first.label else "left out")
+        _warn_of_unknown_tensors(file, recipe.layout, "copied unmerged" if file.label == first.label else "left out")
     for part in _optional_parts(recipe.layout):
         if not (part.role == "vae" and baked):
             _warn_of_lacking(part, recipe, sources, contributing, "the merge")
@@ -63,7 +63,7 @@ def warn_of_sources(
         contributing: The sources that can count in the results.
     """
     for file in _each((*sources.values(), target)):
-        _warn_of_strangers(file, recipe.layout, "left out")
+        _warn_of_unknown_tensors(file, recipe.layout, "left out")
     for part in _optional_parts(recipe.layout):
         _warn_of_lacking(part, recipe, sources, contributing, "the recipe's merge")
     _warn_of_uncompared(target, recipe.layout)
@@ -74,7 +74,7 @@ def warn_of_compared(layout: Layout, files: Sequence[TensorSource]) -> None:
     """Warn of oddities in checkpoints that are compared directly, the target first."""
     target, *candidates = _each(files)
     for file in (target, *candidates):
-        _warn_of_strangers(file, layout, "left out")
+        _warn_of_unknown_tensors(file, layout, "left out")
         _warn_of_uncompared(file, layout)
     _warn_of_sampling(layout, target, candidates, "similarities do not show this")
 
@@ -88,7 +88,7 @@ def _warn(text: str) -> None:
     warnings.warn(text, BlockfitWarning, stacklevel=3)
 
 
-def _warn_of_strangers(checkpoint: TensorSource, layout: Layout, fate: str) -> None:
+def _warn_of_unknown_tensors(checkpoint: TensorSource, layout: Layout, fate: str) -> None:
     if unknown := [name for name in checkpoint.tensors if not layout.expects(name)]:
         tensors, are = ("tensors", "are") if len(unknown) > 1 else ("tensor", "is")
         _warn(

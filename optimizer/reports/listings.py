@@ -134,5 +134,5 @@ def _merge_rows(merge: Provenance) -> Iterator[tuple[str, str]]:
 def _short(value: object) -> str:
     text = str(value)
     text = text if len(text) <= 300 else f"{text[:297]}..."
-    # Metadata comes from strangers, and escape sequences could manipulate the terminal.
+    # Metadata is untrusted: escape sequences could manipulate the terminal.
     return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -335,22 +335,28 @@ def _parents(
     reader: _Reader, target: _Opened, sources: Sequence[Path], base: Path | None, mapping: str, notes: list[str]
 ) -> _Parents:
     """Return the base and the other checkpoints that can be merged; add those left out to `notes`."""
-    found = reader.sources(sources, target, notes)
+    left_out: list[str] = []
+    found = reader.sources(sources, target, left_out)
     if not found:
-        raise InputError(["`sources`: none of the named checkpoints can be used", *notes])
+        raise InputError(["`sources`: none of the named checkpoints can be used", *left_out])
+    notes += left_out
     origin = _base_among(found, None if base is None else reader.open_source(base, target, "base"), notes)
     others = [source for source in found if source.digest != origin.digest]
     misfits = {source.path: _misfits(source, origin, target, mapping) for source in others}
     useless = {path: blocks for path, blocks in misfits.items() if len(blocks) == len(target.layout.blocks)}
-    notes += [
+    unmergeable = [
         f"left out: {path}: no block of it can be merged: {next(iter(blocks.values()))}"
         for path, blocks in useless.items()
     ]
+    notes += unmergeable
     others = [source for source in others if source.path not in useless]
-    left_out = tuple(note for note in notes if note.startswith("left out: "))
     if not others:
         raise InputError(
-            [f"`sources`: only the base, {origin.path}; name the checkpoints that were merged, too", *left_out]
+            [
+                f"`sources`: only the base, {origin.path}; name the checkpoints that were merged, too",
+                *left_out,
+                *unmergeable,
+            ]
         )
     if len(others) > MOST_SEARCHED:
         raise InputError(

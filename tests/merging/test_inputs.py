@@ -240,11 +240,11 @@ def test_a_hidden_text_encoder_is_named(tmp_path, write):
             assert torch.equal(found[name], tensor)
     hidden = [name for name in a if name.startswith("clip.")]
     assert all(torch.equal(found[name], a[name]) for name in hidden)
-    strangers, lacks = messages
-    assert strangers.startswith(
+    unknown, lacks = messages
+    assert unknown.startswith(
         f"a.safetensors: {len(hidden)} tensors are no part of Stable Diffusion 1.x and are copied unmerged: 'clip."
     )
-    assert strangers.endswith(f" and {len(hidden) - 3} more")
+    assert unknown.endswith(f" and {len(hidden) - 3} more")
     embedding = "clip.text_model.embeddings.token_embedding.weight"
     assert lacks == (
         f"a.safetensors: no text encoder under a name that is known ({embedding!r} may be of one); "
