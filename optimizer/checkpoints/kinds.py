@@ -34,7 +34,7 @@ class FileKind:
             None for a file that cannot be a checkpoint.
         whole: Whether it is a checkpoint rather than a part of a model.
         misnamed: Whether it is a checkpoint whose network has other names than in checkpoints.
-        advice: What would be right; "" without advice.
+        advice: The remedy; "" without one.
     """
 
     name: str

@@ -217,7 +217,7 @@ def as_source(given: Path | str | TensorSource, *, layout: Layout | None = None)
 
 
 def unfit(source: TensorSource) -> str:
-    """Return the predicate of a message about a source without a layout: its kind, and what would be right."""
+    """Return the predicate of a message about a source without a layout: its kind, and a remedy."""
     known = tuple(load_layout(name) for name in layout_names())
     return describe_misfit(source.kind, list(source.tensors), known)
 

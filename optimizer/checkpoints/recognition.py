@@ -51,10 +51,10 @@ def describe_misfit(kind: FileKind | None, stored_names: Sequence[str], expected
     Args:
         kind: Kind of the model, if known.
         stored_names: Stored names of its tensors.
-        expected: Layouts that would be right, one at least.
+        expected: The accepted layouts, at least one.
 
     Returns:
-        The kind or the first names, and the checkpoint that would be right.
+        The kind or the first names, and the checkpoints that are accepted.
     """
     needed = " or ".join(f"{layout.title} (layout {layout.name})" for layout in expected)
     named = next((layout for layout in expected if kind is not None and kind.layout == layout.name), None)

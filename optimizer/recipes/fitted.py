@@ -20,7 +20,7 @@ class _Notes:
 
     Attributes:
         read_from: The mapping that the fields were read from.
-        problems: For each key with an unusable value, what was received and what would be right, {key: text}.
+        problems: For each key with an unusable value, the value received and the values allowed, {key: text}.
     """
 
     read_from: Mapping[str, Any] = field(default_factory=dict, repr=False, kw_only=True)
@@ -101,7 +101,7 @@ def _as_data(value: Any) -> Any:
 
 
 def _by(read: Callable[[Any], Any], *, key: str | None = None) -> dict[str, Any]:
-    """Return a field's metadata: `read` converts the value in the file, or raises ValueError with what is right."""
+    """Return a field's metadata: `read` converts the value in the file, or raises ValueError with the valid ones."""
     return {"read": read, **({} if key is None else {"key": key})}
 
 

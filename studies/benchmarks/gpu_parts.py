@@ -1,7 +1,7 @@
 """The parts of `gpu.py`, each a function of a context that returns figures.
 
 Sizes are those of Stable Diffusion 1.x, or small ones for testing the parts. With the device "cpu" the GPU code runs on
-the processor.
+the CPU.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Candidates:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the peak of the bytes that torch has allocated on a GPU; None for a processor."""
+    """Return the peak of the bytes that torch has allocated on a GPU; None for a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
@@ -406,7 +406,7 @@ def _widths(small: bool) -> list[int]:
 
 
 def agreement(context: Context) -> Figures:
-    """Compare each metric on the device with the processor, block by block; `encoder` has its own part."""
+    """Compare each metric on the device with the CPU, block by block; `encoder` has its own part."""
     device = torch.device(context.device)
     differences: dict[str, dict[str, float]] = {}
     seconds: dict[str, dict[str, float]] = {}
@@ -414,13 +414,13 @@ def agreement(context: Context) -> Figures:
         layout = comparison.layout
         parts = comparison.scored_parts(layout.blocks)
         start = time.perf_counter()
-        on_processor = measure_statistics(comparison, layout.blocks)
+        on_cpu = measure_statistics(comparison, layout.blocks)
         middle = time.perf_counter()
-        exact, found = on_processor.gram, grams_on_gpu(comparison, parts, device)
+        exact, found = on_cpu.gram, grams_on_gpu(comparison, parts, device)
         seconds["statistics"] = {"processor": middle - start, "device": time.perf_counter() - middle}
         size = exact.diagonal(dim1=1, dim2=2).sqrt()
         relative = (found - exact).abs() / (size[:, :, None] * size[:, None]).clamp_min(1e-300)
-        measured = {"processor": on_processor, "device": replace(on_processor, gram=found)}
+        measured = {"processor": on_cpu, "device": replace(on_cpu, gram=found)}
         given = Candidates(comparison).anywhere(4)
         for name, kind in METRICS.items():
             if not kind.reads_statistics and name != "attention":
@@ -470,7 +470,7 @@ def _encoder_comparison(context: Context) -> Iterator[Comparison]:
 
 
 def inner_products(context: Context) -> Figures:
-    """Measure the Gram matrices of all UNet tensors, from the page cache, on the device and on the processor."""
+    """Measure the Gram matrices of all UNet tensors, from the page cache, on the device and on the CPU."""
     device = torch.device(context.device)
     with opened(context, "cpu") as comparison:
         blocks = [block for block in comparison.layout.blocks if block != comparison.layout.blocks[0]]
@@ -525,7 +525,7 @@ def _read(comparison: Comparison, parts: Sequence[StoredPart], threads: int) -> 
 
 
 def merging(context: Context) -> Figures:
-    """Merge the article's eight output steps in float16, on the processor."""
+    """Merge the article's eight output steps in float16, on the CPU."""
     recipe = load_recipe(context.family / "planted.yaml")
     output = context.family / "merged.safetensors"
     try:
@@ -608,7 +608,7 @@ def fitting(context: Context) -> Figures:
 
 
 def encoder(context: Context) -> Figures:
-    """Measure candidates of `encoder` per second on the shipped prompts; compare its scores with the processor's."""
+    """Measure candidates of `encoder` per second on the shipped prompts; compare its scores with the CPU's."""
     device, allowed = torch.device(context.device), budget(context)
     with _encoder_comparison(context) as comparison:
         candidates, block = Candidates(comparison), comparison.layout.blocks[:1]
@@ -627,8 +627,8 @@ def encoder(context: Context) -> Figures:
                 taken = seconds_of(lambda g=given: metric.score(g), device, budget=allowed)
                 rates.setdefault(name, {})[str(count)] = count / taken
         given = candidates.anywhere(2)
-        on_processor = build_metric("encoder", replace(comparison, device=torch.device("cpu")), block)
-        difference = float((metric.score(given) - on_processor.score(given)).abs().max())
+        on_cpu = build_metric("encoder", replace(comparison, device=torch.device("cpu")), block)
+        difference = float((metric.score(given) - on_cpu.score(given)).abs().max())
         return {
             "candidates a second": rates,
             "seconds, once": seconds,
@@ -671,14 +671,14 @@ def pictures(context: Context) -> Figures:
 
 
 def memory(context: Context) -> Figures:
-    """Score with little free GPU memory (fewer candidates at a time) and with none (on the processor)."""
+    """Score with little free GPU memory (fewer candidates at a time) and with none (on the CPU)."""
     device = torch.device(context.device)
     count = 8 if context.small else 256
     with opened(context) as comparison:
         blocks = comparison.layout.parse_blocks("OUT09-OUT11")
         given = Candidates(comparison).anywhere(count)
-        with opened(context, "cpu") as on_processor:
-            exact = AttentionMetric(on_processor, blocks).score(given[:4])
+        with opened(context, "cpu") as on_cpu:
+            exact = AttentionMetric(on_cpu, blocks).score(given[:4])
 
         def build(device_: torch.device) -> Metric:
             return AttentionMetric(replace(comparison, device=device_), blocks)

@@ -67,7 +67,7 @@ def as_markdown(figures: Figures) -> str:
         where = f"{machine['card']} ({gigabytes:.0f} GB), driver {machine['driver']}, cuda {machine['cuda']}"
     else:
         sizes = ", small sizes" if figures["small"] else ""
-        where = f"no GPU (a run on the processor{sizes}: its times say nothing about GPUs)"
+        where = f"no GPU (a run on the CPU{sizes}, whose times do not apply to GPUs)"
     versions = f"torch {machine['torch']}, Python {machine['python']}, {machine['processors']} processors"
     lines = [f"{where}; {versions}, {machine['system']}; {figures['date']}; {figures['seconds']:.0f} s in all."]
     lines += ["", "| goal | wanted | measured | reached |", "|---|---|---|---|"]

@@ -11,7 +11,7 @@ so nothing is downloaded. The script writes, in float16:
     one.safetensors ...        finetunes, 3 % away from the base, in partly shared directions
     target.safetensors         the merge by the recipe `planted.yaml`, plus an unknown part if requested
 
-With --device cuda a GPU draws the numbers, which differ from the processor's, and several files are written at a time.
+With --device cuda a GPU draws the numbers, which differ from the CPU's, and several files are written at a time.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.timeout(900)
-def test_every_part_works_on_a_processor(run, tmp_path):
+def test_every_part_works_on_a_cpu(run, tmp_path):
     """With small sizes all parts succeed; the file has the figures, stdout the tables, and nothing is left behind."""
     done = run(
         "gpu.py", "--device", "cpu", "--small", "--folder", tmp_path / "f", "--json", tmp_path / "g.json", *PATIENCE
@@ -70,7 +70,7 @@ def test_every_part_works_on_a_processor(run, tmp_path):
     of = {part["name"]: part for part in figures["parts"]}
     assert {name: part["status"] for name, part in of.items()} == dict.fromkeys(PARTS, "done")
     assert (figures["device"], figures["small"], figures["machine"]["card"]) == ("cpu", True, None)
-    # Goals do not apply to a processor.
+    # Goals do not apply to a CPU.
     assert {goal["reached"] for goal in figures["goals"]} == {None}
     assert all(goal["value"] is not None for goal in figures["goals"])
     assert set(of["agreement"]["figures"]["largest difference of a metric"]) >= {
