@@ -64,7 +64,7 @@ def _in_one_line(error: Any) -> str:
     """Return a usage error as one line that ends with the help command to run."""
     text = str(error.format_message())
     command = error.ctx.command_path if error.ctx is not None else "blockfit"
-    return f"{text.removesuffix('.')}{' ' if text.endswith('?') else '; '}see {command} --help"
+    return f"{text.removesuffix('.')}{' See' if text.endswith('?') else '; see'} {command} --help"
 
 
 def _leave(code: int, problems: Sequence[str]) -> NoReturn:

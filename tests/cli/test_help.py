@@ -87,7 +87,7 @@ def test_no_arguments_print_the_help():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["fti"], "blockfit: No such command 'fti'. Did you mean 'fit'? see blockfit --help"),
+        (["fti"], "blockfit: No such command 'fti'. Did you mean 'fit'? See blockfit --help"),
         (["fit"], "blockfit: Missing argument 'STUDY'; see blockfit fit --help"),
         (["merge", "x", "--dtype", "fp8", "-o", "y"], "blockfit: Invalid value for '--dtype'"),
     ],
