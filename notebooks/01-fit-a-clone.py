@@ -187,7 +187,7 @@ pd.DataFrame(
 # %% [markdown]
 # ## 6. Merge and compare
 #
-# `merge` computes the checkpoint in float32 from the sources themselves, and rounds it once, whatever the number of
+# `merge` computes the checkpoint in float32 from the sources themselves, and rounds it once, for any number of
 # steps. The second merge is a first try without a fit: half `bold`, half `slanted`.
 
 # %%

@@ -3,7 +3,7 @@
     python notebooks/execute.py                            # all, written beside their sources (`make notebooks`)
     python notebooks/execute.py 01-fit-a-clone --to /tmp   # one, written elsewhere
 
-Each notebook runs in an empty folder and in a kernel of this Python, whatever kernels are registered. The .ipynb leaves
+Each notebook runs in an empty folder and in a kernel of this Python; registered kernels are not used. The .ipynb leaves
 out values that would differ in the next run: ids of cells, times, versions.
 """
 

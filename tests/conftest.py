@@ -114,7 +114,7 @@ def make_sd1_tensors(
     """Return the tensors of a tiny SD 1.x checkpoint by their LDM names.
 
     Values are standard normal, drawn from `seed`. With `around`, as for finetunes of one model, they are those of
-    `around` plus `distance` times standard normal ones. The same seed gives the same values whichever parts are left
+    `around` plus `distance` times standard normal ones. The same seed gives the same values if parts are left
     out. `ema` adds a copy as LDM's training does. `position_ids` are int64 [1, 77].
     """
     generator = torch.Generator().manual_seed(seed)

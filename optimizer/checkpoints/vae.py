@@ -1,4 +1,4 @@
-"""Replacement of the VAE: one file's VAE for the whole output, whatever VAEs the sources hold."""
+"""Replacement of the VAE: one file's VAE for the whole output, in place of the sources' VAEs."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """The attention metric in the form that is fast on a GPU: blocks of equal width together, in few large operations.
 
-Starting an operation takes some 5 microseconds, whatever its size, and so does fetching a result. No step here
+Starting an operation takes about 5 microseconds at any size, and so does fetching a result. No step here
 therefore depends on a number that is on the GPU: the host decides in float64 which candidates lie on the prepared line,
 sends the weights of a call in one copy, and fetches all similarities in one copy.
 

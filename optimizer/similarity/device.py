@@ -45,7 +45,7 @@ def chosen_device(device: torch.device | str | None) -> torch.device:
 
 @contextmanager
 def float32_products(*, tf32: bool) -> Iterator[None]:
-    """Compute a GPU's float32 products in float32, or in tf32 if `tf32`, whatever the process has set."""
+    """Compute a GPU's float32 products in float32, or in tf32 if `tf32`, regardless of the process's setting."""
     matmul = torch.backends.cuda.matmul
     # torch 2.9 renamed the setting. Since then the old name may warn, and cannot be read once the new one was set.
     new = hasattr(matmul, "fp32_precision")

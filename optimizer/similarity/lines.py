@@ -18,7 +18,7 @@ class Line:
     """The points start + a * direction, float64 [k] both.
 
     `start` is the point of the line nearest to zero, and the largest entry of `direction` is 1. The matrices of a point
-    are then never differences of much larger ones, whatever points the line was found from.
+    are then never differences of much larger ones, for any points that the line was found from.
     """
 
     start: torch.Tensor

@@ -113,7 +113,7 @@ class Workers:
 
 def _begin(started: Barrier) -> None:
     # Each thread computes alone: the other threads use the other cores. A thread new to torch adopts the process's
-    # number at its first operation, whatever was set before, so this call comes first.
+    # number at its first operation, regardless of earlier settings, so this call comes first.
     torch.get_num_threads()
     torch.set_num_threads(1)
     started.wait()

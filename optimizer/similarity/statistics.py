@@ -164,8 +164,8 @@ def _grams_on_cpu(comparison: Comparison, parts: Sequence[Part], threads: int | 
     opened: list[_Pass] = []
 
     def begin() -> None:
-        # A thread new to torch adopts the process's number at its first operation, whatever was set before, so this
-        # call comes first.
+        # A thread new to torch adopts the process's number at its first operation, regardless of earlier
+        # settings, so this call comes first.
         torch.get_num_threads()
         torch.set_num_threads(1)
         local.work = _Pass(comparison)
@@ -178,7 +178,7 @@ def _grams_on_cpu(comparison: Comparison, parts: Sequence[Part], threads: int | 
     try:
         with ThreadPoolExecutor(threads or os.cpu_count() or 1, "measuring", initializer=begin) as pool:
             try:
-                # In the order of the segments, whichever thread was first: sums do not depend on the threads.
+                # In the order of the segments, not of the threads, so that sums do not depend on the threads.
                 for segment, gram in zip(segments, pool.map(measure, segments), strict=True):
                     grams[segment.row] += gram
                     done += segment.stop - segment.start

@@ -116,7 +116,7 @@ def grams_on_gpu(
         for work in passes:
             work.close()
     found = products.cpu()
-    # In the order of the segments, whichever thread was first: sums do not depend on the threads.
+    # In the order of the segments, not of the threads, so that sums do not depend on the threads.
     for segment, place, gram in zip(segments, places, found, strict=True):
         grams[segment.row][place[:, None], place] += gram[: len(place) ** 2].view(len(place), -1)
     return grams

@@ -250,7 +250,7 @@ def with_found_files(
         library: The library to search after the first folder.
         recipe_given: The place where the sources are named, for messages.
         target_given: The place where the target is named, for messages.
-        beside: The folder to search first. Default: that of the recipe or of the study, whichever names the file.
+        beside: The folder to search first. Default: the folder of the recipe or study that names the file.
 
     Returns:
         The study. `missing` lists files that were not found, if saved statistics may replace them.

@@ -83,7 +83,7 @@ def seconds_of(task: Callable[[], object], device: torch.device, *, budget: floa
         task: The task; it runs once before the clock starts.
         device: The device that the task uses.
         budget: Seconds for all runs.
-        least: The least number of runs, whatever they take.
+        least: The least number of runs, of any duration.
 
     Returns:
         The median of the runs, in seconds.

@@ -694,7 +694,7 @@ def test_inspection_names_input_channels(tmp_path, channels, message):
 
 
 def test_shards_are_named(tmp_path):
-    """A part of a model in several files, and their index, are named as such, whatever the part contains."""
+    """A part of a model in several files, and their index, are named as such, for any contents."""
     part = tmp_path / "model-00001-of-00003.safetensors"
     write_header(part, SD1)
     index = tmp_path / "model.safetensors.index.json"
@@ -792,7 +792,7 @@ FULL = "give the file that it was quantised from"
     ],
 )
 def test_files_without_tensors_are_named(tmp_path, name, content, title, evidence, advice):
-    """Other files under a checkpoint's name are named by their content, whatever their extension."""
+    """Other files under a checkpoint's name are named by their content, not by their extension."""
     (tmp_path / name).write_bytes(content)
 
     assert f"is {title} ({evidence}); {advice}" == problem(tmp_path / name)

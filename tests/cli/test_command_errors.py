@@ -140,7 +140,7 @@ def test_a_truncated_file_is_refused(folder: Path, run: Run) -> None:
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>not found</html>", b"\0" * 64, b"hello"])
 def test_a_file_that_is_no_checkpoint_is_named(folder: Path, run: Run, content: bytes) -> None:
-    """A file that is not a checkpoint is reported by name, whatever its extension."""
+    """A file that is not a checkpoint is reported by name, with any extension."""
     (folder / "two.safetensors").write_bytes(content)
 
     refused(run("fit", folder), "two.safetensors")

@@ -13,7 +13,7 @@ TOY = (Path(__file__).parent / "toy.yaml").read_text(encoding="utf-8")
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes the toy family's file with one text in it replaced by another."""
+    """A function that writes the toy family's file with one text replaced by another."""
 
     def write(old="", new=""):
         assert TOY.count(old) == 1 or not old

@@ -1,4 +1,4 @@
-"""The notes of a fit are read field by field and written back unchanged, whoever wrote them."""
+"""The notes of a fit are read field by field and written back unchanged, also those of other programs."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -234,7 +234,7 @@ def test_the_storage_refuses_too(study):
             for storage in (shown, trials.storage):
                 with pytest.raises(StudyError, match="opened for reading only; it cannot be changed"):
                     change(storage)
-        # SQLite refuses as well, whoever asks.
+        # SQLite itself refuses as well.
         for change in changes[:4]:
             with pytest.raises(StorageInternalError) as caught:
                 change(trials.storage._inner)

@@ -60,7 +60,7 @@ def test_attention_is_its_definition(kin, merged, blocks, seed):
 
 
 def test_earlier_blocks_change_later_inputs(kin, merged):
-    """The first scored block has the same input whatever follows; another block before it changes its input."""
+    """The first scored block has the same input for any later blocks; another block before it changes its input."""
     recipe, _ = merged
 
     alone = scored(kin, recipe, ("OUT05",), (1,))

@@ -142,7 +142,7 @@ def test_transformers_before_5_6(recipe, monkeypatch):
 
 
 def test_same_encoder_scores_1(tmp_path):
-    """A checkpoint with the target's text encoder scores 1, whatever its other tensors are."""
+    """A checkpoint with the target's text encoder scores 1, with any other tensors."""
     tensors = load_file(DEMO / "target.safetensors")
     for name, tensor in load_file(MODELS["inverted"]).items():
         if not name.startswith(PREFIX):

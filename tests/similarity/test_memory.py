@@ -52,7 +52,7 @@ class TestInBatches:
     @pytest.mark.parametrize("limit", [1, 2, 3, 5, 19, 100])
     @pytest.mark.parametrize("size", [1, 4, 16, 50])
     def test_batches_give_the_same_results(self, size, limit, failure):
-        """The results are those of all candidates at once, in order, whatever fits."""
+        """The results are those of all candidates at once, in order, for any memory."""
         numbers = torch.arange(19, dtype=torch.float64)
 
         assert torch.equal(in_batches(limited(limit, [], failure), numbers, size), numbers**2)
