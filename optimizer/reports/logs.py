@@ -103,14 +103,14 @@ def open_fit_log(plain: Path, log_file: Path | None = None) -> Iterator[FitLog]:
     Raises:
         InputError: If `log_file` cannot be opened, or is a link in a study's folder.
     """
-    files = [LogFile(plain, _OneLine("%(asctime)s %(message)s"), own=True)]
+    files = [LogFile(plain, _OneLine("%(asctime)s %(message)s"), in_study=True)]
     if log_file is not None:
         attempt(lambda: check_output(log_file, opened=True), field="log_file")
         try:
             log_file.open("a", encoding="utf-8").close()
         except OSError as error:
             raise InputError(f"{log_file}: cannot be written ({error.strerror})", field="log_file") from error
-        files.append(LogFile(log_file, _JsonLines(), own=study_folder_of(log_file) is not None))
+        files.append(LogFile(log_file, _JsonLines(), in_study=study_folder_of(log_file) is not None))
     try:
         yield FitLog(files)
     finally:
@@ -122,12 +122,12 @@ class LogFile(logging.Handler):
     """A logging handler that appends to a UTF-8 file; if that fails, it issues one BlockfitWarning and continues.
 
     Python's own handlers raise an error if a file cannot be opened and print tracebacks if the disk is full. A log must
-    not stop a fit. With `own`, the file is in a study's folder and links are not followed.
+    not stop a fit. With `in_study`, the file is in a study's folder and links are not followed.
     """
 
-    def __init__(self, path: Path, formatter: logging.Formatter, *, own: bool = False) -> None:
+    def __init__(self, path: Path, formatter: logging.Formatter, *, in_study: bool = False) -> None:
         super().__init__()
-        self._opener = open_in_place if own else None
+        self._opener = open_in_place if in_study else None
         self.setFormatter(formatter)
         self._path = path
         self._warned = False

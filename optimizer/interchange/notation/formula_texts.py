@@ -4,7 +4,7 @@ import re
 
 from optimizer.interchange.notation.formulas import parse_formula
 from optimizer.interchange.notation.tokens import QUOTED, NotUnderstood, masked, outside_quotes
-from optimizer.interchange.notation.wording import says_more
+from optimizer.interchange.notation.wording import why_merge_changes
 from optimizer.recipes import NUMBER, RATIO, WEIGHT, number_in
 
 __all__ = [
@@ -135,4 +135,4 @@ def number_behind(text: str) -> tuple[str, str] | None:
 def without_remark(text: str) -> tuple[str, str] | None:
     """Split a text at a final remark in parentheses; return None if it has none or the remark changes the merge."""
     remark = _REMARK.search(text)
-    return None if remark is None or says_more(remark[0]) else (text[: remark.start()], remark[0].strip())
+    return None if remark is None or why_merge_changes(remark[0]) else (text[: remark.start()], remark[0].strip())

@@ -579,13 +579,13 @@ class _Parser:
                 raise NotUnderstood(f"{self._text.strip()!r} multiplies models with each other")
             if self._kind() in ("*", "@"):
                 self._take()
-            elif not self._goes_on(part):
+            elif not self._continues(part):
                 break
         if isinstance(operand, Sum) and len(operand.terms) == 1:  # (A x 0.7)
             scale, operand = scale * operand.terms[0][0], operand.terms[0][1]
         return scale if operand is None else Sum(((scale, operand),))
 
-    def _goes_on(self, part: "Factor | str | Sum") -> bool:
+    def _continues(self, part: "Factor | str | Sum") -> bool:
         """Return whether the next token continues the product without a multiplication sign."""
         token, before = self._token(), self._tokens[self._position - 1]
         if token is None:

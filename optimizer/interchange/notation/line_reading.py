@@ -54,7 +54,7 @@ from optimizer.interchange.notation.tokens import (
     unquoted,
     without_markup,
 )
-from optimizer.interchange.notation.wording import KEY_WORDS, is_key, says_more, without_bullet
+from optimizer.interchange.notation.wording import KEY_WORDS, is_key, why_merge_changes, without_bullet
 from optimizer.recipes import MOST_STEPS, Model, Preset, parse_preset, preset_alpha
 
 __all__ = ["LineReader"]
@@ -349,7 +349,7 @@ class LineReader:
         if isinstance(whole, NamedFormula | Refused):
             return whole
         result = read_statement(text[label.end() :], self._found.preset_names)
-        why = says_more(label[0])
+        why = why_merge_changes(label[0])
         if why is not None and result is not None:
             names = result.names if isinstance(result, Refused) else ()
             return Refused(why, (result.name,) if isinstance(result, NamedFormula) and result.name else names)

@@ -8,7 +8,7 @@ from optimizer.families import Layout, built_in_presets
 from optimizer.interchange.notation.statements import SameAs, Statement
 from optimizer.interchange.notation.tables import is_row
 from optimizer.interchange.notation.tokens import normalized
-from optimizer.interchange.notation.unread import goes_on, mentions, reason
+from optimizer.interchange.notation.unread import continues_step, mentions, reason
 from optimizer.recipes import Model, Preset
 
 __all__ = ["LinesRead", "Rejected"]
@@ -30,7 +30,7 @@ class Rejected:
     def __str__(self) -> str:
         return reason(self.line, self.text, self.why)
 
-    def goes_on_from(self, output: str, last: int) -> bool:
+    def continues_from(self, output: str, last: int) -> bool:
         """Return whether the line would merge a step with other models, rather than comment on it.
 
         Args:
@@ -44,7 +44,7 @@ class Rejected:
             return False
         if is_row(self.text):
             return bool(self.names) and not self.remark and mentions(self.text, output)
-        return goes_on(
+        return continues_step(
             normalized(self.text), output, remark=self.remark, defines=bool(self.names), below=self.line > last
         )
 

@@ -3,7 +3,7 @@
 import re
 
 from optimizer.interchange.notation.tokens import masked
-from optimizer.interchange.notation.wording import says_more
+from optimizer.interchange.notation.wording import why_merge_changes
 
 __all__ = ["refusal_of_comment", "without_comment"]
 
@@ -28,7 +28,7 @@ def refusal_of_comment(comment: str, *, has_numbers: bool) -> str | None:
     Returns:
         The reason for refusing the line, or None.
     """
-    if (why := says_more(comment)) is not None:
+    if (why := why_merge_changes(comment)) is not None:
         return why
     if not re.search(r"\d", comment):
         return None

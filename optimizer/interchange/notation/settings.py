@@ -15,7 +15,7 @@ from optimizer.interchange.notation.formula_texts import is_formula, with_alpha
 from optimizer.interchange.notation.statements import NamedFormula, Refused
 from optimizer.interchange.notation.tables import in_percent, percent_of, role_of, step_of_cells
 from optimizer.interchange.notation.tokens import masked, normalized, parse_name, quoted
-from optimizer.interchange.notation.wording import is_key, says_more, without_bullet
+from optimizer.interchange.notation.wording import is_key, why_merge_changes, without_bullet
 from optimizer.recipes import WEIGHT, number_in
 
 __all__ = ["Settings", "settings_at", "weights_at"]
@@ -23,7 +23,7 @@ __all__ = ["Settings", "settings_at", "weights_at"]
 _LONGEST = 300  # characters in one line
 _MOST = 20  # lines in one merge
 _SETTING = re.compile(r"(?P<key>[^:=]{1,40}?)\s?:\s?(?P<value>\S.*)?")
-# Other settings of the WebUI's merger. Some change the merge, so `says_more` checks their values.
+# Other settings of the WebUI's merger. Some change the merge, so `why_merge_changes` checks their values.
 _OTHERS = re.compile(
     r"(?:save as|checkpoint format|calc ?mode|config|copy config|discard|bake|vae|metadata|interpolation|elemental"
     r"|exclude|include|save|format|precision|device|merge|step)\b[^:]*",
@@ -105,7 +105,7 @@ def settings_at(lines: Sequence[str], start: int) -> Settings | None:
         name = parse_name(cells.get("name", ""))
         return Settings(Refused(why, () if name is None else (name,)), count, place)
     for place, text in others:
-        change = says_more(text)
+        change = why_merge_changes(text)
         if change is not None and not _UNCHANGED.search(text):
             name = parse_name(cells.get("name", ""))
             return Settings(Refused(change, () if name is None else (name,)), count, place)

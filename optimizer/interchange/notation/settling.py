@@ -14,7 +14,7 @@ from optimizer.interchange.notation.statement_names import StatementNames
 from optimizer.interchange.notation.statement_steps import StepBuilder
 from optimizer.interchange.notation.statements import NEAR_LINES, Statement, number_line
 from optimizer.interchange.notation.tokens import KnownNames, NotUnderstood
-from optimizer.interchange.notation.unread import Known, holds_weight, looks_like_step, reason, says_more_of_step
+from optimizer.interchange.notation.unread import Known, holds_weight, looks_like_step, reason, why_step_changes
 from optimizer.interchange.notation.writing import ending_of, file_of
 from optimizer.recipes import Model, Recipe, Step
 
@@ -148,7 +148,7 @@ class Settling:
             "remove it"
             for line in self._found.rejected
             if line.line not in self._found.unread_names
-            and line.goes_on_from(output, last)
+            and line.continues_from(output, last)
             and not (line.names and defined.issuperset(line.names))
         ]
 
@@ -318,9 +318,9 @@ class Settling:
             why = looks_like_step(text, known)
             following = lines[place] if place < len(lines) else None
             if why is None and following is not None and following - line < NEAR_LINES:
-                why = says_more_of_step(text, has_blocks=True)
+                why = why_step_changes(text, has_blocks=True)
             if why is None and last is not None:
-                why = says_more_of_step(text, has_blocks=any(value.count(",") > 1 for _, value in last.given.values()))
+                why = why_step_changes(text, has_blocks=any(value.count(",") > 1 for _, value in last.given.values()))
             if text in self._found.preset_names:
                 why = "the name of a preset without an alpha"
             near = last is not None and last.half_note is not None and line - last.line <= NEAR_LINES

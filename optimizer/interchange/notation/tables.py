@@ -18,7 +18,7 @@ from optimizer.interchange.notation.formulas import Factor, Part
 from optimizer.interchange.notation.methods import Method, find_method, is_another_method
 from optimizer.interchange.notation.statements import NUMBER_LIST, SIGN, Refused
 from optimizer.interchange.notation.tokens import masked, normalized, quoted
-from optimizer.interchange.notation.wording import says_more
+from optimizer.interchange.notation.wording import why_merge_changes
 from optimizer.recipes import NUMBER, WEIGHT
 
 __all__ = [
@@ -167,7 +167,7 @@ def step_of_row(line: str, table: Table) -> ReadStep | Refused | str | None:
         return Refused(f"{len(cells)} cells under {len(table.roles)} headers", _result(named))
     named_already = {role for role in table.roles if role is not None}
     for head, role, cell in zip(table.heads, table.roles, cells, strict=False):
-        if role is None and _model(cell) is not None and (why := says_more(normalized(f"{head}: {cell}"))):
+        if role is None and _model(cell) is not None and (why := why_merge_changes(normalized(f"{head}: {cell}"))):
             return Refused(why, _result(named))
     heads = {role: head for head, role in reversed(tuple(zip(table.heads, table.roles, strict=True)))}
     for role in _NUMBERS.intersection(named):
@@ -227,7 +227,7 @@ def step_of_cells(cells: Mapping[str, str]) -> ReadStep | Refused:
         method = Method(mode, None, 0, 0)
     if method is not None and is_another_method(cells["method"]):
         method = None
-    if method is not None and (why := _says_more(method, normalized(cells["method"]))):
+    if method is not None and (why := _why_method_changes(method, normalized(cells["method"]))):
         return Refused(why, _result(cells))
     if method is None and cells.get("method", "") and _model(cells["method"]):
         return Refused(f"the method {cells['method'][:40]!r} must be weighted sum or add difference", _result(cells))
@@ -236,7 +236,7 @@ def step_of_cells(cells: Mapping[str, str]) -> ReadStep | Refused:
     remarks = [
         text for place in ("a", "b", "c", "name") for text in re.findall(r"[(\[][^()\[\]]*[)\]]", cells.get(place, ""))
     ]
-    if (why := next(filter(None, map(says_more, remarks)), None)) is not None:
+    if (why := next(filter(None, map(why_merge_changes, remarks)), None)) is not None:
         return Refused(why, _result(cells))
     models = {place: found for place in "abc" if (found := _model(cells.get(place, ""))) is not None}
     mode = method.mode if method is not None else ("add_difference" if "c" in models else "weight_sum")
@@ -258,12 +258,12 @@ def step_of_cells(cells: Mapping[str, str]) -> ReadStep | Refused:
     return ReadStep(None if name is None else name[0], part, given, tuple(notes), files)
 
 
-def _says_more(method: Method, cell: str) -> str | None:
+def _why_method_changes(method: Method, cell: str) -> str | None:
     """Return why the rest of a method's cell may change the merge; None if it does not."""
     if method.unclear:
         return f"{method.unclear!r} after the method is not one number"
     rest = cell[: method.start] + " " + cell[method.end :]
-    if why := says_more(rest):
+    if why := why_merge_changes(rest):
         return why
     return f"{rest.strip()!r} beside the method is not understood" if method.end and re.search(r"\d", rest) else None
 

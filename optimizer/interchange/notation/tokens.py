@@ -69,7 +69,7 @@ _TOKEN = re.compile(
 )
 _MULTIPLIED = re.compile(rf"\s*(?P<number>{NUMBER})(?=-+[^\W\d])")
 _BARE = re.compile(_WORD)
-_SPACE, _UNSPACED, _GOES_ON = re.compile(r"\s*"), re.compile(r"\S+"), re.compile(r"[\w.]*\w")
+_SPACE, _UNSPACED, _REST_OF_NAME = re.compile(r"\s*"), re.compile(r"\S+"), re.compile(r"[\w.]*\w")
 _HASH_BEHIND = re.compile(_HASH)
 # Markdown's code, bold, struck and marked text, and its escapes.
 _MARKS = re.compile(
@@ -120,7 +120,7 @@ class KnownNames:
             (
                 name
                 for name in self._spaced.get(first[0], ())
-                if text.startswith(name, start) and not _GOES_ON.match(text, start + len(name))
+                if text.startswith(name, start) and not _REST_OF_NAME.match(text, start + len(name))
             ),
             None,
         )

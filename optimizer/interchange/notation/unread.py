@@ -23,7 +23,7 @@ from optimizer.interchange.notation.tokens import KnownNames, masked, normalized
 from optimizer.interchange.notation.wording import HAS_VERB, IS, MERGES, makes_it_another, names_blocks
 from optimizer.recipes import NUMBER
 
-__all__ = ["Known", "goes_on", "holds_weight", "looks_like_step", "mentions", "reason", "says_more_of_step"]
+__all__ = ["Known", "continues_step", "holds_weight", "looks_like_step", "mentions", "reason", "why_step_changes"]
 
 _LONGEST = 2000  # characters of a line that are searched
 _MANY = 20  # numbers that look like an alpha
@@ -40,7 +40,7 @@ _SHARES = re.compile(r"(?<![\w.:])\d{1,2}\s?:\s?\d{1,2}(?![\w.:]*\w)", re.ASCII)
 _OPERATION = re.compile(r"[+*@×]|(?<!\w)[xX](?!\w)|\s-\s|\d\s*%")  # noqa: RUF001
 _CALL = re.compile(r"\w\s*\([^(),]*,[^()]*\)")
 _ADDED = re.compile(r"\s*[\w.()\" -]{1,80}\+[\w.()\" -]{1,80}")  # T1 + C
-_GOES_ON = re.compile(r"(?:and |& )?(?:then|finally|next|lastly|last|after that)\b", re.IGNORECASE)
+_SEQUENCE_WORD = re.compile(r"(?:and |& )?(?:then|finally|next|lastly|last|after that)\b", re.IGNORECASE)
 _REFERENCE = r"(?:\(\d{1,2}\)|\[\d{1,2}\]|#\d{1,2})"
 _BY_NUMBER = re.compile(rf"(?:^|[\s=]){_REFERENCE}\s?(?:[x*+@]|0?\.\d)|[+=]\s?{_REFERENCE}")  # (1) x 0.7
 _EMPTY = re.compile(r":\s?(?:normal|none|no|off|false|\[\])?$", re.IGNORECASE)
@@ -120,7 +120,7 @@ def _makes_source(plain: str, hidden: str, sources: KnownNames, *, weighed: bool
     return None
 
 
-def says_more_of_step(text: str, *, has_blocks: bool) -> str | None:
+def why_step_changes(text: str, *, has_blocks: bool) -> str | None:
     """Return why a remark below a step may change it; None if it does not.
 
     Args:
@@ -170,7 +170,7 @@ def holds_weight(text: str, names: Collection[str] = ()) -> bool:
     )
 
 
-def goes_on(text: str, output: str, *, remark: bool, defines: bool, below: bool) -> bool:
+def continues_step(text: str, output: str, *, remark: bool, defines: bool, below: bool) -> bool:
     """Return whether a line that is not understood probably continues from the step `output`.
 
     Args:
@@ -185,7 +185,7 @@ def goes_on(text: str, output: str, *, remark: bool, defines: bool, below: bool)
     """
     hidden = masked(text)
     if (below and re.match(r"[+*]\s*[\w(\"]|(?:=|->|→)\s*\w", text)) or (
-        below and _GOES_ON.match(text) and (holds_weight(text) or SIGN.search(hidden))
+        below and _SEQUENCE_WORD.match(text) and (holds_weight(text) or SIGN.search(hidden))
     ):
         return True
     if below and _BY_NUMBER.search(hidden) and _OPERATION.search(hidden):

@@ -19,7 +19,7 @@ __all__ = [
     "is_sentence_word",
     "makes_it_another",
     "names_blocks",
-    "says_more",
+    "why_merge_changes",
     "without_bullet",
 ]
 
@@ -121,7 +121,7 @@ def names_blocks(text: str) -> str | None:
     return None if found is None else found[0]
 
 
-def says_more(text: str) -> str | None:
+def why_merge_changes(text: str) -> str | None:
     """Return why words beside a formula, in a remark or a column, change its merge; None if they do not."""
     if (word := makes_it_another(text)) is not None:
         return f"{word!r} means a merge that is not a weighted sum or difference"
