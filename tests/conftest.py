@@ -1,5 +1,6 @@
 """Fixtures of all tests: tiny checkpoints with the topology of Stable Diffusion 1.x."""
 
+import gc
 import os
 import shutil
 import signal
@@ -31,6 +32,16 @@ settings.register_profile("ci", deadline=None)
 settings.register_profile("nightly", deadline=None, max_examples=10 * settings().max_examples)
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(_PROFILE)
+
+
+# Garbage collection would walk over all modules and tests hundreds of times.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Exempt modules and tests from garbage collection."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
