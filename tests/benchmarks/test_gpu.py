@@ -58,7 +58,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu_report
 
 
-def test_a_part_works_on_a_processor(run, tmp_path):
+def test_a_part_works_on_a_cpu(run, tmp_path):
     """With small sizes a chosen part succeeds; the file has its figures, stdout its table, and nothing is left."""
     done = run(
         "gpu.py", "--device", "cpu", "--small", "--part", "family", "--part", "agreement", "--folder", tmp_path / "f",
