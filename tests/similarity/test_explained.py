@@ -172,7 +172,7 @@ def test_compare_returns_the_share_explained(family, tmp_path, capsys):
 def test_missing_base_is_refused(family):
     """The metric requires a base: a difference from the candidate itself explains nothing."""
     folder, _ = family
-    with pytest.raises(InputError, match=r"^base: missing; metric 'explained'"):
+    with pytest.raises(InputError, match=r"^base: missing; the metric 'explained'"):
         compare(folder / "x.safetensors", folder / "target.safetensors", metric="explained")
 
 
