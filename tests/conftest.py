@@ -38,6 +38,14 @@ settings.load_profile(_PROFILE)
 gc.disable()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the files of tests in memory where it has room: a search waits for the disk after each trial."""
+    memory, variable = Path("/dev/shm"), "PYTEST_DEBUG_TEMPROOT"  # noqa: S108  pytest makes a private folder in it
+    chosen = config.option.basetemp is not None or variable in os.environ
+    if not chosen and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= 8 << 30:
+        os.environ[variable] = str(memory)
+
+
 def pytest_collection_finish() -> None:
     """Exempt modules and tests from garbage collection."""
     gc.freeze()
