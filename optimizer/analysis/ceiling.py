@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy  # loads its modules on first use
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear, nnls
 
 from optimizer.analysis.exact import exact_optimum
 from optimizer.analysis.linear import (
@@ -502,14 +502,18 @@ def _unexplained(products: Matrix, with_target: Vector, target: float, within: t
     if free:
         return beyond
     if box:
-        found = lsq_linear(columns, projected, bounds=(0.0, 1.0), method="bvls", tol=1e-15, max_iter=1000).x
+        found = scipy.optimize.lsq_linear(
+            columns, projected, bounds=(0.0, 1.0), method="bvls", tol=1e-15, max_iter=1000
+        ).x
         rest = columns @ found - projected
         return beyond + float(rest @ rest)
     # The point of a simplex nearest to zero: the u >= 0 with the smallest |D u|^2 + (sum u - 1)^2, scaled to the sum 1.
     # In units of the target, so that neither term is lost in the rounding of the other.
     length = max(float(np.linalg.norm(projected)), 1e-150)
     corners = np.concatenate([np.zeros((len(projected), 1)), columns], axis=1) - projected[:, None]
-    shares, _ = nnls(np.concatenate([corners / length, np.ones((1, corners.shape[1]))]), np.eye(len(projected) + 1)[-1])
+    shares, _ = scipy.optimize.nnls(
+        np.concatenate([corners / length, np.ones((1, corners.shape[1]))]), np.eye(len(projected) + 1)[-1]
+    )
     rest = corners @ (shares / shares.sum())
     return beyond + float(rest @ rest)
 
