@@ -76,7 +76,14 @@ def test_another_name_is_an_attribute_error() -> None:
 
 
 def test_a_name_loads_only_its_own_libraries() -> None:
-    """`new_recipe` and `load_recipe` do not load Optuna, matplotlib and diffusers."""
-    code = "import sys; from optimizer import new_recipe, load_recipe; print(*sys.modules)"
+    """Recipes, sources and families do not load Optuna, matplotlib and diffusers."""
+    code = "import sys; from optimizer import new_recipe, load_recipe, BaseSource, register_layout; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"optuna", "pandas", "matplotlib", "diffusers"} & set(loaded.stdout.split())
+
+
+def test_a_study_loads_no_library_for_work_that_it_may_not_need() -> None:
+    """The search loads scipy's modules, alembic and psycopg when they are first used."""
+    code = "import sys; import optimizer.search; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"scipy.optimize", "scipy.special", "alembic", "psycopg", "matplotlib"} & set(loaded.stdout.split())
