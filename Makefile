@@ -13,8 +13,9 @@ DEPENDENCIES := pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/blockfit demo studies/demo
 
-# One process per core and one thread per process: threads that wait for each other take a third of the time.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+# One process per core and one thread per process: threads that wait for each other take a third of the time. Compiled
+# modules are kept: the tests start many processes.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 test: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow and not cuda and not full_size and not mergekit"
 

@@ -1,5 +1,6 @@
 """Fixtures of all tests: tiny checkpoints with the topology of Stable Diffusion 1.x."""
 
+import gc
 import os
 import shutil
 import signal
@@ -31,6 +32,24 @@ settings.register_profile("ci", deadline=None)
 settings.register_profile("nightly", deadline=None, max_examples=10 * settings().max_examples)
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(_PROFILE)
+
+
+# Garbage collection would walk over all modules and tests hundreds of times.
+gc.disable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the files of tests in memory where it has room: a search waits for the disk after each trial."""
+    memory, variable = Path("/dev/shm"), "PYTEST_DEBUG_TEMPROOT"  # noqa: S108  pytest makes a private folder in it
+    chosen = config.option.basetemp is not None or variable in os.environ
+    if not chosen and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= 8 << 30:
+        os.environ[variable] = str(memory)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt modules and tests from garbage collection."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -69,31 +70,34 @@ def imports_in(path):
                 yield name, id(node) not in later
 
 
-IMPORTS = {
-    path.relative_to(ROOT).as_posix(): set(imports_in(path))
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if PACKAGE / "demo" / "family" not in path.parents
-}
+@cache
+def all_imports():
+    """Return the imports of each module of the package by its path."""
+    return {
+        path.relative_to(ROOT).as_posix(): set(imports_in(path))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if PACKAGE / "demo" / "family" not in path.parents
+    }
 
 
 def test_imported_distributions_are_declared():
     """Every imported distribution is a dependency or in an extra."""
     declared = CORE.union(*OPTIONAL.values())
-    undeclared = {path: {name for name, _ in found} - declared for path, found in IMPORTS.items()}
+    undeclared = {path: {name for name, _ in found} - declared for path, found in all_imports().items()}
 
     assert {path: names for path, names in undeclared.items() if names} == {}
 
 
 def test_declared_distributions_are_imported():
     """Every dependency, and every distribution in an extra of a command, is imported somewhere."""
-    imported = {name for found in IMPORTS.values() for name, _ in found}
+    imported = {name for found in all_imports().values() for name, _ in found}
 
     assert CORE.union(*OPTIONAL.values()) - imported == IMPORTED_BY_OTHERS
 
 
 def test_modules_can_be_imported_without_extras():
     """Distributions of extras are imported inside functions, except by modules that only the extra's commands use."""
-    for path, found in IMPORTS.items():
+    for path, found in all_imports().items():
         allowed = CORE.union(*(OPTIONAL[extra] for extra, place in BEHIND_AN_EXTRA.items() if path.startswith(place)))
         assert {name for name, at_once in found if at_once} <= allowed, path
 

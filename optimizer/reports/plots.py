@@ -103,6 +103,7 @@ def write_plots(result: FitResult, folder: Path | str) -> list[Path]:
         path = folder / f"{name}.png"
         try:
             with atomic_path(path) as temporary:
+                _lay_out(figure)
                 figure.savefig(temporary, format="png", dpi=_DPI)
         except InputError as error:
             problems += error.problems
@@ -349,6 +350,14 @@ def _figure(width: float, height: float) -> Figure:
     figure = _ShownFigure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place the parts of a figure for good. Otherwise `savefig` draws the figure twice, first for its layout."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def _grid(panels: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:

@@ -58,6 +58,23 @@ def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu_report
 
 
+def test_a_part_works_on_a_processor(run, tmp_path):
+    """With small sizes a chosen part succeeds; the file has its figures, stdout its table, and nothing is left."""
+    done = run(
+        "gpu.py", "--device", "cpu", "--small", "--part", "family", "--part", "agreement", "--folder", tmp_path / "f",
+        "--json", tmp_path / "g.json", *PATIENCE,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr + done.stdout
+    figures = json.loads((tmp_path / "g.json").read_text(encoding="utf-8"))
+    of = {part["name"]: part for part in figures["parts"]}
+    assert {name: part["status"] for name, part in of.items()} == {"family": "done", "agreement": "done"}
+    assert 0 < of["agreement"]["figures"]["largest difference of a metric"]["attention"] < 1e-6
+    assert "| agreement | " in done.stdout
+    assert list((tmp_path / "f").iterdir()) == []
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_part_works_on_a_processor(run, tmp_path):
     """With small sizes all parts succeed; the file has the figures, stdout the tables, and nothing is left behind."""

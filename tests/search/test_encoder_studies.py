@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,17 +46,18 @@ def target(tmp_path_factory):
     return path
 
 
+def write_study(folder, target, stage, alphas="BASE"):
+    """Write a study of one step into a folder and return the folder."""
+    models = "".join(f"  {name}: {{file: '{file}'}}\n" for name, file in MODELS.items())
+    (folder / "recipe.yaml").write_text(RECIPE.format(models=models, alphas=alphas), encoding="utf-8")
+    (folder / "study.yaml").write_text(STUDY.format(target=target, stage=stage), encoding="utf-8")
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path, target):
     """A function that writes a study of one step and returns its folder."""
-
-    def write(stage, alphas="BASE"):
-        models = "".join(f"  {name}: {{file: '{file}'}}\n" for name, file in MODELS.items())
-        (tmp_path / "recipe.yaml").write_text(RECIPE.format(models=models, alphas=alphas), encoding="utf-8")
-        (tmp_path / "study.yaml").write_text(STUDY.format(target=target, stage=stage), encoding="utf-8")
-        return tmp_path
-
-    return write
+    return partial(write_study, tmp_path, target)
 
 
 @pytest.mark.parametrize(
@@ -148,14 +150,21 @@ def test_prompts_are_recorded_by_hash_alone(folder, tmp_path):
         assert b"secret" not in (made / name).read_bytes()
 
 
-@pytest.fixture
-def best(folder):
-    """The best.yaml of a fit with the user's prompts, in a folder of their own."""
-    made = folder("metric: encoder, prompts: texts/mine.txt, clip_skip: 2")
+@pytest.fixture(scope="module")
+def fitted(target, tmp_path_factory):
+    """The folder of a fit with the user's prompts, which are in a folder of their own."""
+    made = tmp_path_factory.mktemp("fitted")
+    write_study(made, target, "metric: encoder, prompts: texts/mine.txt, clip_skip: 2")
     (made / "texts").mkdir()
     (made / "texts" / "mine.txt").write_text("seven\na bold three\n", encoding="utf-8")
     fit(load_study(made).with_trials(2))
-    return made / "best.yaml"
+    return made
+
+
+@pytest.fixture
+def best(fitted, tmp_path):
+    """The best.yaml in a copy of that folder."""
+    return shutil.copytree(fitted, tmp_path, dirs_exist_ok=True) / "best.yaml"
 
 
 def test_prompts_are_found_from_another_folder(best):

@@ -70,34 +70,40 @@ def by_definition(candidate, target, prompts, clip_skip):
     return sum(float(row[:length].mean()) for row, length in zip(cosines, lengths, strict=True)) / len(lengths)
 
 
-def scored(recipe, prompts, clip_skip=1, *, along=None):
-    """Return the score of the recipe's result, optionally prepared for the line through other alphas."""
+@pytest.fixture(scope="module")
+def scored(recipe):
+    """A function that scores the recipe's result, optionally prepared for the line through other recipes."""
     with open_comparison(LAYOUT, MODELS, DEMO / "target.safetensors") as opened:
-        comparison = replace(opened, options=Options((EncoderOptions(clip_skip=clip_skip).with_texts(prompts),)))
-        metric = build_metric("encoder", comparison, ("BASE",))
-        algebra = Algebra(recipe, comparison.groups, tuple(MODELS))
-        rows = algebra.coefficients(algebra.starting_alphas())
-        if along is not None:
-            others = [Algebra(recipe, comparison.groups, tuple(MODELS)) for recipe in along]
-            metric.prepare(torch.cat([rows, *(algebra.coefficients(algebra.starting_alphas()) for algebra in others)]))
-        assert metric.blocks == ("BASE",)
-        return float(metric.score(rows)[0, 0])
+
+        def score(prompts, clip_skip=1, *, along=None):
+            comparison = replace(opened, options=Options((EncoderOptions(clip_skip=clip_skip).with_texts(prompts),)))
+            metric = build_metric("encoder", comparison, ("BASE",))
+            algebra = Algebra(recipe, comparison.groups, tuple(MODELS))
+            rows = algebra.coefficients(algebra.starting_alphas())
+            if along is not None:
+                others = [Algebra(other, comparison.groups, tuple(MODELS)) for other in along]
+                starts = [algebra.coefficients(algebra.starting_alphas()) for algebra in others]
+                metric.prepare(torch.cat([rows, *starts]))
+            assert metric.blocks == ("BASE",)
+            return float(metric.score(rows)[0, 0])
+
+        yield score
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1], None])
-def test_encoder_is_its_definition(recipe, merged, prompts, clip_skip):
+def test_encoder_is_its_definition(scored, merged, prompts, clip_skip):
     """The batched score with few tokens and layers equals that of the padded prompts on the merged file."""
     shipped = (pipeline_folder("digits") / "prompts.txt").read_text(encoding="utf-8").splitlines()
 
-    found = scored(recipe, prompts, clip_skip)
+    found = scored(prompts, clip_skip)
 
     expected = by_definition(merged, DEMO / "target.safetensors", prompts or shipped, clip_skip)
     assert found == pytest.approx(expected, abs=1e-6)
     assert expected < 0.9999
 
 
-def test_line_does_not_change_the_score(recipe):
+def test_line_does_not_change_the_score(recipe, scored):
     """Preparation for the line of one alpha does not change the score."""
     first, _ = recipe.steps
     others = [
@@ -105,7 +111,7 @@ def test_line_does_not_change_the_score(recipe):
         for alpha in (Alpha({"BASE": 0.0}), Alpha({"BASE": 1.0}))
     ]
 
-    assert scored(recipe, PROMPTS, along=others) == pytest.approx(scored(recipe, PROMPTS), abs=1e-6)
+    assert scored(PROMPTS, along=others) == pytest.approx(scored(PROMPTS), abs=1e-6)
 
 
 @settings(max_examples=15, deadline=None)
@@ -114,16 +120,16 @@ def test_line_does_not_change_the_score(recipe):
         st.lists(st.sampled_from(["a", "bold", "slanted", "seven", "three", "picture"])), min_size=2, max_size=9
     )
 )
-def test_mean_over_prompts(recipe, prompts):
+def test_mean_over_prompts(scored, prompts):
     """The score over prompts is the mean of the scores over each, in any batches."""
     texts = [" ".join(words) for words in prompts]
 
-    together = scored(recipe, tuple(texts))
+    together = scored(tuple(texts))
 
-    assert together == pytest.approx(sum(scored(recipe, (text,)) for text in texts) / len(texts), abs=1e-6)
+    assert together == pytest.approx(sum(scored((text,)) for text in texts) / len(texts), abs=1e-6)
 
 
-def test_transformers_before_5_6(recipe, monkeypatch):
+def test_transformers_before_5_6(scored, monkeypatch):
     """A CLIPTextModel with parameters named `text_model.*`, as in transformers 5.0 to 5.5, scores the same."""
 
     class Nested(nn.Module):
@@ -135,10 +141,10 @@ def test_transformers_before_5_6(recipe, monkeypatch):
         def forward(self, tokens):
             return self.text_model(tokens)
 
-    expected = scored(recipe, PROMPTS)
+    expected = scored(PROMPTS)
     monkeypatch.setattr("transformers.CLIPTextModel", Nested)
 
-    assert scored(recipe, PROMPTS) == expected
+    assert scored(PROMPTS) == expected
 
 
 def test_same_encoder_scores_1(tmp_path):
@@ -255,15 +261,15 @@ def test_file_without_prompts_is_refused(tmp_path, content, reason):
     assert str(caught.value).startswith(str(tmp_path / "p.txt"))
 
 
-def test_gpu_form_scores_the_same(recipe, monkeypatch):
+def test_gpu_form_scores_the_same(recipe, scored, monkeypatch):
     """One tensor for all parameters of a source gives the same score, on a line and off it."""
     others = [Recipe("r", LAYOUT, recipe.models, recipe.steps[:1], "T1")]
     whole = replace(recipe.steps[1], alpha=Alpha({"BASE": 1.0}))
     lines = [None, [*others, replace(recipe, steps=(recipe.steps[0], whole))]]
-    expected = [scored(recipe, PROMPTS, along=along) for along in lines]
+    expected = [scored(PROMPTS, along=along) for along in lines]
     monkeypatch.setattr(encoder, "_read", encoder._read_to_gpu)
 
-    assert [scored(recipe, PROMPTS, along=along) for along in lines] == pytest.approx(expected, abs=1e-9)
+    assert [scored(PROMPTS, along=along) for along in lines] == pytest.approx(expected, abs=1e-9)
 
 
 def test_gpu_form_refuses_nan(tmp_path, monkeypatch):

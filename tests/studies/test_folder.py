@@ -1,6 +1,7 @@
 """The file names of a study's folder are defined in one module, and links among them are refused."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,17 @@ def literals(path):
     }
 
 
-LITERALS = {path.relative_to(PACKAGE).as_posix(): literals(path) for path in PACKAGE.rglob("*.py")}
+@cache
+def all_literals():
+    """Return the string literals of each module of the package by its path."""
+    return {path.relative_to(PACKAGE).as_posix(): literals(path) for path in PACKAGE.rglob("*.py")}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_name_stands_in_one_module(name):
     """Only one module contains the name of a file that is written into a study's folder."""
     found = set()
-    for module, texts in LITERALS.items():
+    for module, texts in all_literals().items():
         spelled = {text for text in texts if text == name or (name == "candidate-" and text.startswith(name))}
         if spelled and (module, name) != TEMPLATE:
             found.add(module)
