@@ -1,6 +1,7 @@
 """Names imported from `optimizer` itself are loaded on first use, and are the same for editors and at run time."""
 
 import ast
+import gc
 import importlib
 import inspect
 import subprocess
@@ -67,6 +68,22 @@ def test_each_name_is_the_object_of_its_module(name: str) -> None:
 
     assert value is getattr(importlib.import_module(for_editors()[name]), name)
     assert inspect.getdoc(value)
+
+
+def test_loading_a_name_leaves_garbage_collection_as_it_was() -> None:
+    """Garbage collection is on or off after a name is loaded, or is not found in its module, as it was before."""
+    try:
+        for switch, expected in ((gc.disable, False), (gc.enable, True)):
+            switch()
+            optimizer.__getattr__("fit")
+            assert gc.isenabled() == expected
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(optimizer._HOMES, "gone", "optimizer.errors")
+            with pytest.raises(AttributeError, match="gone"):
+                optimizer.__getattr__("gone")
+        assert gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_another_name_is_an_attribute_error() -> None:
