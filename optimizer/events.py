@@ -40,5 +40,10 @@ class CallbackEvents:
     progress: Progress = _log_progress
     warn: Callable[[str], None] = _log_warning
 
+    @classmethod
+    def of(cls, progress: Progress | None = None, warn: Callable[[str], None] | None = None) -> "CallbackEvents":
+        """Return events with these callbacks; None stands for Python's log."""
+        return cls(progress or _log_progress, warn or _log_warning)
+
 
 LOGGED: Events = CallbackEvents()

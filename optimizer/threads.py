@@ -23,5 +23,8 @@ def one_thread() -> AbstractContextManager[object]:
 
 @cache
 def _libraries() -> ThreadpoolController:
+    # scipy brings a BLAS of its own, and only libraries that are loaded are detected.
+    import scipy.linalg  # noqa: F401, PLC0415  0.1 s that only the first computation needs
+
     # Detecting the libraries can take longer than the work itself.
     return ThreadpoolController()

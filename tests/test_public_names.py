@@ -1,6 +1,7 @@
 """Names imported from `optimizer` itself are loaded on first use, and are the same for editors and at run time."""
 
 import ast
+import gc
 import importlib
 import inspect
 import subprocess
@@ -69,6 +70,22 @@ def test_each_name_is_the_object_of_its_module(name: str) -> None:
     assert inspect.getdoc(value)
 
 
+def test_loading_a_name_leaves_garbage_collection_as_it_was() -> None:
+    """Garbage collection is on or off after a name is loaded, or is not found in its module, as it was before."""
+    try:
+        for switch, expected in ((gc.disable, False), (gc.enable, True)):
+            switch()
+            optimizer.__getattr__("fit")
+            assert gc.isenabled() == expected
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(optimizer._HOMES, "gone", "optimizer.errors")
+            with pytest.raises(AttributeError, match="gone"):
+                optimizer.__getattr__("gone")
+        assert gc.isenabled()
+    finally:
+        gc.enable()
+
+
 def test_another_name_is_an_attribute_error() -> None:
     """An unknown name raises AttributeError, as for any module."""
     with pytest.raises(AttributeError, match="module 'optimizer' has no attribute 'fitt'"):
@@ -76,7 +93,14 @@ def test_another_name_is_an_attribute_error() -> None:
 
 
 def test_a_name_loads_only_its_own_libraries() -> None:
-    """`new_recipe` and `load_recipe` do not load Optuna, matplotlib and diffusers."""
-    code = "import sys; from optimizer import new_recipe, load_recipe; print(*sys.modules)"
+    """Recipes, sources and families do not load Optuna, matplotlib and diffusers."""
+    code = "import sys; from optimizer import new_recipe, load_recipe, BaseSource, register_layout; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"optuna", "pandas", "matplotlib", "diffusers"} & set(loaded.stdout.split())
+
+
+def test_a_study_loads_no_library_for_work_that_it_may_not_need() -> None:
+    """The search loads scipy's modules, alembic and psycopg when they are first used."""
+    code = "import sys; import optimizer.search; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"scipy.optimize", "scipy.special", "alembic", "psycopg", "matplotlib"} & set(loaded.stdout.split())

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy  # loads its modules on first use
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear, nnls
 
 from optimizer.analysis.exact import exact_optimum
 from optimizer.analysis.linear import (
@@ -42,7 +42,7 @@ from optimizer.analysis.ranges import NarrowRange, narrow_ranges_of
 from optimizer.analysis.scored_spaces import scored_spaces
 from optimizer.errors import InputError, StudyError
 from optimizer.events import Progress
-from optimizer.library import HashCache
+from optimizer.library import HashCache, Library
 from optimizer.merging import check_noted_hashes
 from optimizer.recipes import Algebra, Recipe, Space
 from optimizer.similarity import (
@@ -55,7 +55,7 @@ from optimizer.similarity import (
     chosen_device,
     total_similarity,
 )
-from optimizer.studies import OpenStudy, Study, best_recipe, load_study, open_study
+from optimizer.studies import OpenStudy, Study, best_recipe, open_study, read_study
 
 __all__ = [
     "CEILING_METRICS",
@@ -220,7 +220,7 @@ def study_ceilings(
     *,
     check_hashes: bool = True,
     device: torch.device | str | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress | None = None,
     hashes: HashCache | None = None,
 ) -> tuple[Ceiling, ...]:
     """Compute the best similarity that a study can reach, by one or several metrics.
@@ -229,6 +229,9 @@ def study_ceilings(
         print(explained.total["ceiling"])  # in [-1, 1]; no linear merge of the sources exceeds it
 
     The best recipe is best.yaml in the study's folder.
+
+    Raises InputError for another metric, `delta` without a base, missing or unsuitable files, a best.yaml that does not
+    belong to the study's recipe, or a file with another hash.
 
     Args:
         study: The study, with its files.
@@ -242,11 +245,19 @@ def study_ceilings(
 
     Returns:
         One ceiling for each metric.
-
-    Raises:
-        InputError: Another metric, `delta` without a base, missing or unsuitable files, a best.yaml that does not
-            belong to the study's recipe, or a file with another hash.
     """
+    return _study_ceilings(study, Library.of((), hashes, progress), metric, check_hashes=check_hashes, device=device)
+
+
+def _study_ceilings(
+    study: Study,
+    library: Library,
+    metric: str = "all",
+    *,
+    check_hashes: bool = True,
+    device: torch.device | str | None = None,
+) -> tuple[Ceiling, ...]:
+    """Compute `study_ceilings` with the hashes of a library, which also receives the progress."""
     if metric not in CEILING_METRICS:
         raise InputError(f"received {metric!r}; must be one of {', '.join(CEILING_METRICS)}", field="metric")
     if metric == "delta" and study.base is None:
@@ -254,13 +265,11 @@ def study_ceilings(
             "received 'delta'; it needs `base` in the study, which differences are taken from", field="metric"
         )
     if check_hashes:
-        check_noted_hashes(study.recipe.models, study.sources, named_in=study.recipe_path, hashes=hashes, known=True)
+        check_noted_hashes(study.recipe.models, study.sources, library, named_in=study.recipe_path, known=True)
     metrics = [name for name in CEILING_METRICS[metric] if study.base is not None or not METRICS[name].needs_base]
     fitted = best_recipe(study)
     blocks = {block for stage in study.stages for block in stage.blocks}
-    with open_study(
-        study, blocks=blocks, device=chosen_device(device), progress=progress, hashes=hashes, tensors=False
-    ) as opened:
+    with open_study(study, library, blocks=blocks, device=chosen_device(device), tensors=False) as opened:
         return ceilings(opened, fitted, metrics)
 
 
@@ -493,14 +502,18 @@ def _unexplained(products: Matrix, with_target: Vector, target: float, within: t
     if free:
         return beyond
     if box:
-        found = lsq_linear(columns, projected, bounds=(0.0, 1.0), method="bvls", tol=1e-15, max_iter=1000).x
+        found = scipy.optimize.lsq_linear(
+            columns, projected, bounds=(0.0, 1.0), method="bvls", tol=1e-15, max_iter=1000
+        ).x
         rest = columns @ found - projected
         return beyond + float(rest @ rest)
     # The point of a simplex nearest to zero: the u >= 0 with the smallest |D u|^2 + (sum u - 1)^2, scaled to the sum 1.
     # In units of the target, so that neither term is lost in the rounding of the other.
     length = max(float(np.linalg.norm(projected)), 1e-150)
     corners = np.concatenate([np.zeros((len(projected), 1)), columns], axis=1) - projected[:, None]
-    shares, _ = nnls(np.concatenate([corners / length, np.ones((1, corners.shape[1]))]), np.eye(len(projected) + 1)[-1])
+    shares, _ = scipy.optimize.nnls(
+        np.concatenate([corners / length, np.ones((1, corners.shape[1]))]), np.eye(len(projected) + 1)[-1]
+    )
     rest = corners @ (shares / shares.sum())
     return beyond + float(rest @ rest)
 
@@ -510,7 +523,7 @@ def found_ceilings(
     folders: Sequence[Path | str] = (),
     *,
     device: torch.device | str | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress | None = None,
     hashes: HashCache | None = None,
 ) -> tuple[tuple[Ceiling, ...], tuple[str, ...]]:
     """Compute the ceilings of the study in a folder, or return the reasons why that is impossible.
@@ -529,12 +542,13 @@ def found_ceilings(
     Returns:
         The ceilings, and the reasons, one line each. One of the two is empty.
     """
+    library = Library.of(folders, hashes, progress)
     try:
-        study = load_study(path, with_files=False)
+        study = read_study(path, None)
         if study.outputs.statistics.exists():
             with suppress(StudyError):
-                return study_ceilings(study.without_files(), device=device, progress=progress), ()
-        study = load_study(path, folders, hashes=hashes, progress=progress)
-        return study_ceilings(study, device=device, progress=progress, hashes=hashes), ()
+                return _study_ceilings(study.without_files(), library, device=device), ()
+        study = read_study(path, library)
+        return _study_ceilings(study, library, device=device), ()
     except InputError as error:
         return (), error.problems

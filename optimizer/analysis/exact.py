@@ -19,9 +19,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads its modules on first use
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear, minimize
 
 from optimizer.recipes import Algebra, Parameter, Space
 from optimizer.samplers import connected
@@ -263,7 +263,7 @@ class _Component:
         inverse = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
         matrix, aim = (roots[:, None] * axes.T * size)[:, free], -(axes.T @ (slope * inverse)) / roots
         bounds = (self._low - point)[free], (self._high - point)[free]
-        found = lsq_linear(matrix, aim, bounds=bounds, method="bvls", tol=1e-15, max_iter=1000)
+        found = scipy.optimize.lsq_linear(matrix, aim, bounds=bounds, method="bvls", tol=1e-15, max_iter=1000)
         moved = point.copy()
         moved[free] += found.x
         for mask, bound in ((-1, self._low), (1, self._high)):
@@ -341,7 +341,7 @@ class _Component:
 
         bounds = list(zip(self._low, self._high, strict=True))
         options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-16, "gtol": 1e-12, "maxcor": 12, "maxls": 40}
-        result = minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)  # type: ignore[call-overload]
+        result = scipy.optimize.minimize(negative, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)  # type: ignore[call-overload]
         return np.clip(np.asarray(result.x, dtype=np.float64), self._low, self._high)
 
     def _settle(self, best: Vector) -> Vector:

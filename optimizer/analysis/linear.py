@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # loads its modules on first use
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from optimizer.recipes import Group
 from optimizer.similarity import Statistics
@@ -73,7 +73,7 @@ def largest_cosine(
             break
         corners.append(candidate / length)
         matrix = np.stack(corners, axis=1)
-        shares, _ = nnls(matrix, projected)
+        shares, _ = scipy.optimize.nnls(matrix, projected)
         nearest = matrix @ shares
     # For equal sources, rounding leaves a short projection of one that is exactly zero.
     reached = float(np.linalg.norm(nearest))

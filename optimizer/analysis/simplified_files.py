@@ -45,6 +45,7 @@ from optimizer.similarity import (
     ExplainedMetric,
     Measured,
     Options,
+    Scorable,
     Statistics,
     build_metric,
     check_installed,
@@ -222,8 +223,7 @@ def _resolved(request: _Request, recipe: Recipe, library: Library) -> _Inputs:
     files = {name: model.file for name, model in recipe.models.items() if name in used}
     sources = library.all_models(files, beside[0], named_in=path)
     if request.check_hashes:
-        hashes, progress = library.hash_cache, library.events.progress
-        check_noted_hashes(recipe.models, sources, named_in=path, hashes=hashes, progress=progress)
+        check_noted_hashes(recipe.models, sources, library, named_in=path)
     return _Inputs(recipe, searches, base, target, target_file, sources, beside, prompts, library)
 
 
@@ -231,7 +231,7 @@ def _measured(request: _Request, inputs: _Inputs, device: torch.device | str | N
     """Score and simplify the recipe; CheckpointError is raised for files that change or do not fit."""
     recipe, base, library = inputs.recipe, inputs.base, inputs.library
     with open_recipe_comparison(
-        recipe, inputs.sources, inputs.target, base=base, device=device, progress=library.events.progress
+        recipe, inputs.sources, inputs.target, base=base, device=device, events=library.events
     ) as comparison:
         digest = library.sha256(inputs.target)
         must = request.check_hashes and request.target is None
@@ -338,13 +338,13 @@ def _judging(recipe: Recipe, covered: Sequence[tuple[str, Sequence[str]]]) -> di
 
 def _judged(
     judging: Mapping[str, tuple[str, ...]],
-    comparison: Comparison | Measured,
+    scorable: Scorable,
     statistics: Statistics,
     reference: Mapping[str, float],
 ) -> list[Judged]:
     found = []
     for step, blocks in judging.items():
-        metric = build_metric(DEFAULT_METRIC, comparison, blocks, statistics)
+        metric = build_metric(DEFAULT_METRIC, scorable, blocks, statistics)
         assert isinstance(metric, ExplainedMetric)
         found.append(Judged(step, metric, reference))
     return found
@@ -483,16 +483,14 @@ def _drawing(seeds: Sequence[int] | None) -> Options:
 
 
 def _scored(
-    searches: Sequence[NotedSearch], comparison: Comparison | Measured, statistics: Statistics, *, as_noted: bool
+    searches: Sequence[NotedSearch], scorable: Scorable, statistics: Statistics, *, as_noted: bool
 ) -> tuple[Scored, ...]:
     built: dict[object, Combined] = {}
     found = []
     for search in searches:
         key = (search.measured, search.options)
         if key not in built:
-            given = comparison
-            if isinstance(comparison, Comparison):
-                given = replace(comparison, options=search.options)
+            given = scorable.with_options(search.options)
             metrics = [build_metric(name, given, blocks, statistics) for name, blocks in search.measured]
             built[key] = Combined(metrics)
         reference = search.before if as_noted else None

@@ -9,7 +9,7 @@ import torch
 from optimizer.errors import RecipeError
 from optimizer.events import Progress
 from optimizer.families import Layout
-from optimizer.library import HashCache
+from optimizer.library import HashCache, Library
 from optimizer.merging import check_noted_hashes
 from optimizer.recipes import Expected, Recipe
 from optimizer.similarity import (
@@ -104,6 +104,7 @@ def verify(
         RecipeError: The recipe has free alphas, expects an unknown metric, needs a base that is not known, or asks for
             more than 100 different measurements.
     """
+    library = Library.of((), hashes, progress)
     target, layout = Path(target), recipe.layout
     recipe.check_finished("measured", *(step.name for step in recipe.steps))
     base = recipe.noted_base if base is None else base
@@ -134,8 +135,8 @@ def verify(
     check_installed(expect.metric for expect in expected.values())
     sources = {name: paths[name] for name in recipe.models if name in paths}
     if check_hashes:
-        check_noted_hashes(recipe.models, sources, hashes=hashes, progress=progress)
-    with open_recipe_comparison(recipe, sources, target, base=base, device=device, progress=progress) as comparison:
+        check_noted_hashes(recipe.models, sources, library)
+    with open_recipe_comparison(recipe, sources, target, base=base, device=device, events=library.events) as comparison:
         verified: dict[str, Verified] = {}
         held = {part.block for part in comparison.parts if part.scored and part.held_by(comparison.target)}
         standard = replace(standard, blocks=tuple(block for block in layout.blocks if block in held))

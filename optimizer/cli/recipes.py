@@ -202,7 +202,7 @@ def verify(
         missing = {name: file for name, file in files.items() if name not in paths}
         library.within(others).all_models(missing, beside, named_in=recipe)
         if not no_verify:
-            check_noted_hashes(loaded.models, paths, named_in=recipe, hashes=library.hash_cache, progress=progress)
+            check_noted_hashes(loaded.models, paths, library, named_in=recipe)
         steps = verify_recipe(
             loaded, paths, target, base=base, check_hashes=False, device=chosen_device(device), progress=progress
         )

@@ -23,6 +23,7 @@ from optimizer.cli.options import (
     Storage,
     StudyPath,
     checkpoint_argument,
+    checkpoint_library,
     checkpoint_option,
     chosen_device,
     hash_cache,
@@ -105,12 +106,11 @@ def init(
     """
     from optimizer.studies import first_study
 
-    folders = model_folders(models)
     with reading() as progress:
+        library = checkpoint_library(models, progress)
         found = first_study(
-            target, sources, output, base=base, metric=metric, mode=mode, mapping=mapping, folders=folders,
-            hashes=hash_cache(), progress=progress,
-        )  # fmt: skip
+            target, sources, output, base=base, metric=metric, mode=mode, mapping=mapping, library=library
+        )
     notes = list(map(in_options, found.notes))
     if as_json:
         print_json({**found.as_dict(), "notes": notes})

@@ -147,6 +147,7 @@ def write_merge(
         progress: Called after each tensor with the bytes written and their total.
 
     """
+    library = Library.of((), hashes, hashing)
     name = recipe.step(step or recipe.output).name
     recipe.check_finished("merged", name)
     sources = recipe.sources(name)
@@ -158,14 +159,12 @@ def write_merge(
         opened = {source: stack.enter_context(as_source(given[source], layout=recipe.layout)) for source in sources}
         digests = None
         if options.check_hashes:
-            digests = check_noted_hashes(
-                recipe.models, files, named_in=options.named_in, hashes=hashes, progress=hashing, telling="{}"
-            )
+            digests = check_noted_hashes(recipe.models, files, library, named_in=options.named_in, title="{}")
         opened, vae = _with_vae(stack, recipe, opened, options.vae)
         plan = _planned(recipe, name, opened, vae, options.dtype)
         metadata = merge_metadata(
-            recipe, name, opened, channels=plan.channels, vae=vae, date=options.date,
-            embed_recipe=options.embed_recipe, digests=digests, hashes=hashes, hashing=hashing,
+            recipe, name, opened, library, channels=plan.channels, vae=vae, date=options.date,
+            embed_recipe=options.embed_recipe, digests=digests,
         )  # fmt: skip
         used = [*opened.values(), *([] if vae is None else [vae])]
         _write(plan, used, output, metadata, options, progress)

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from optimizer.checkpoints import TensorSource, read_prediction
-from optimizer.events import Progress
-from optimizer.library import HASHES, NOT_VERIFIED, HashCache, known_models, legacy_hash, parsed, sha256
+from optimizer.library import HASHES, NOT_VERIFIED, Library, known_models, legacy_hash, parsed
 from optimizer.recipes import RECIPE_TYPE, Recipe, recipe_as_data
 
 __all__ = ["merge_metadata"]
@@ -22,14 +21,13 @@ def merge_metadata(
     recipe: Recipe,
     output: str,
     sources: Mapping[str, TensorSource],
+    library: Library,
     *,
     channels: int,
     vae: TensorSource | None = None,
     date: str | None = None,
     embed_recipe: bool = True,
     digests: Mapping[str, str] | None = None,
-    hashes: HashCache | None = None,
-    hashing: Progress | None = None,
 ) -> dict[str, str]:
     """Return the metadata of the file with the step `output`.
 
@@ -42,14 +40,13 @@ def merge_metadata(
         recipe: The recipe.
         output: The step in the file.
         sources: The open sources, by model name.
+        library: The library with the files' hashes; missing ones are computed.
         channels: The number of channels of the output's input convolution.
         vae: The checkpoint that all VAE tensors were taken from.
         date: The date of the merge, in ISO 8601.
         embed_recipe: Write the recipe and the sources. Without, no file is hashed.
         digests: The sha256 of the sources that have the hash noted in the recipe; None if this was not checked, which
             the metadata then notes.
-        hashes: A cache of the files' hashes; missing ones are computed.
-        hashing: Called with a file's name, the bytes hashed and their total.
 
     Returns:
         The metadata, texts by field.
@@ -73,8 +70,7 @@ def merge_metadata(
         return metadata
 
     def digest(source: TensorSource) -> str | None:
-        progress = None if hashing is None else lambda done, total: hashing(source.name, done, total)
-        return None if source.path is None else sha256(source.path, hashes, progress=progress)
+        return None if source.path is None else library.sha256(source.path, source.name)
 
     found = {name: (digests or {}).get(name) or digest(source) for name, source in sources.items()}
     # The recipe's own hash may be that of another file, or only its first digits.

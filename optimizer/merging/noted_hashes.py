@@ -1,12 +1,11 @@
 """Check files against the sha256 that recipes note for their models: the same name may be another version."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from optimizer.errors import CheckpointError
-from optimizer.events import Progress
-from optimizer.library import HashCache, sha256, short_hash
+from optimizer.library import Library, short_hash
 from optimizer.recipes import Model
 
 __all__ = ["check_noted_hashes", "fits_hash", "other_hash"]
@@ -18,11 +17,10 @@ _HASH = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{10}")
 def check_noted_hashes(
     models: Mapping[str, Model],
     paths: Mapping[str, Path],
+    library: Library,
     *,
     named_in: Path | str = "recipe",
-    hashes: HashCache | None = None,
-    progress: Progress | None = None,
-    telling: str = "hashing {}",
+    title: str = "hashing {}",
     known: bool = False,
 ) -> dict[str, str]:
     """Check the files of models for which the recipe notes a sha256.
@@ -30,10 +28,9 @@ def check_noted_hashes(
     Args:
         models: The models of the recipe, by name.
         paths: The files, by the models' names.
+        library: The library with the files' hashes. Missing hashes are computed and stored, in about 1.5 s for 2 GB.
         named_in: The recipe, for messages.
-        hashes: A cache of the files' hashes. Missing hashes are computed and stored, in about 1.5 s for 2 GB.
-        progress: Called while a file is read with a title, the bytes done and their total.
-        telling: The title; {} stands for the file's name.
+        title: The title of the progress while a file is read; {} stands for the file's name.
         known: Check only files whose hashes are in the cache.
 
     Returns:
@@ -55,10 +52,10 @@ def check_noted_hashes(
                 f"{where}: received {noted[:80]!r}; must be the 64 digits of the file's sha256, or the first 10 of them"
             )
             continue
-        digest = hashes.look_up(path, "sha256") if hashes is not None else None
+        digest = library.known_sha256(path)
         if digest is None and not known:
             try:
-                digest = sha256(path, hashes, progress=_named(telling.format(path.name), progress))
+                digest = library.sha256(path, title.format(path.name))
             except CheckpointError as error:
                 problems += (f"{where}: {problem}" for problem in error.problems)
         if digest is not None:
@@ -84,8 +81,3 @@ def other_hash(noted: str, path: Path, digest: str) -> str:
         f"{both[0]} is noted, but {path} has the hash {both[1]}: it is not the file that was used; put that file "
         "there, correct or leave out `sha256`, or continue anyway (`check_hashes=False`)"
     )
-
-
-def _named(title: str, progress: Progress | None) -> Callable[[int, int], None] | None:
-    """Return a callback that passes bytes done and total to `progress` under a title."""
-    return None if progress is None else lambda done, total: progress(title, done, total)

@@ -15,7 +15,7 @@ from PIL import Image
 from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of, readable_encoder_of
 from optimizer.choices import PictureRole
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
-from optimizer.events import Progress
+from optimizer.events import CallbackEvents, Events, Progress
 from optimizer.extras import require
 from optimizer.families import load_tokenizer
 from optimizer.files import atomic_path, check_output, temporary_folder
@@ -290,6 +290,7 @@ def write_preview(
             `check_steps` refuses, an output that cannot be written; and for pictures with NaN or Inf.
 
     """
+    library = Library(tuple(map(Path, folders)), hashes, CallbackEvents.of(progress, warn))
     require("pictures", "a preview")
     output = Path(output)
     if output.suffix.lower() != ".png":
@@ -301,9 +302,9 @@ def write_preview(
             temporary.touch()  # fail before the drawing, not after it
         except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
-        plan = _plan(request, Library.of(folders, hashes, progress))
-        settings = _settings(request, plan, device, warn)
-        found = _draw_all(plan, settings, temporary.parent, progress)
+        plan = _plan(request, library)
+        settings = _settings(request, plan, device, library.events)
+        found = _draw_all(plan, settings, temporary.parent, library.events)
         found.sheet().save(temporary, format="png")
     return found
 
@@ -321,9 +322,7 @@ class _Settings:
     tokenizer: Any
 
 
-def _settings(
-    request: PreviewRequest, plan: "_Plan", device: str | torch.device, warn: Callable[[str], None] | None
-) -> _Settings:
+def _settings(request: PreviewRequest, plan: "_Plan", device: str | torch.device, events: Events) -> _Settings:
     """Return the settings of all columns, or raise InputError for a number of steps that `check_steps` refuses."""
     attempt(lambda: check_steps(open_scheduler(plan.configuration), request.steps), field="steps")
     with quietly():
@@ -338,16 +337,16 @@ def _settings(
         tokenizer=tokenizer,
     )
     for prompt in (*settings.prompts, settings.negative):
-        if warn is not None and (cut := _cut(prompt, tokenizer)):
-            warn(cut)
+        if cut := _cut(prompt, tokenizer):
+            events.warn(cut)
     return settings
 
 
-def _draw_all(plan: "_Plan", settings: _Settings, scratch: Path, progress: Progress | None) -> Preview:
+def _draw_all(plan: "_Plan", settings: _Settings, scratch: Path, events: Events) -> Preview:
     """Draw all columns, recipes first."""
     # A disk too small for the merged recipes then shows before hours of drawing, not after.
     ordered = sorted(plan.entries, key=lambda entry: entry.recipe is None)
-    columns = {entry: _column(entry, plan, settings, scratch, progress) for entry in ordered}
+    columns = {entry: _column(entry, plan, settings, scratch, events) for entry in ordered}
     of_target, *others = (columns[entry] for entry in plan.entries)
     return Preview(
         of_target,
@@ -371,13 +370,13 @@ class _Entry:
     models: Mapping[str, Path] = field(default_factory=dict)
 
     @contextmanager
-    def checkpoint(self, scratch: Path, progress: Progress | None) -> Iterator[Path]:
+    def checkpoint(self, scratch: Path, events: Events) -> Iterator[Path]:
         """Yield the checkpoint; for a recipe, its merge in a temporary file below `scratch`."""
         recipe = self.recipe
         if recipe is None:
             yield self.path
             return
-        merging = None if progress is None else partial(progress, f"merging {self.name}")
+        merging = partial(events.progress, f"merging {self.name}")
         with temporary_folder(scratch) as folder:
             merged = folder / "merged.safetensors"
             attempt(
@@ -402,18 +401,18 @@ class _Plan:
     encoder: Path | None
 
 
-def _column(entry: _Entry, plan: _Plan, settings: _Settings, scratch: Path, progress: Progress | None) -> PreviewColumn:
+def _column(entry: _Entry, plan: _Plan, settings: _Settings, scratch: Path, events: Events) -> PreviewColumn:
     """Draw a planned column."""
-    with entry.checkpoint(scratch, progress) as checkpoint:
+    with entry.checkpoint(scratch, events) as checkpoint:
         files = entry.attempt(lambda: pipeline_files(checkpoint, vae_from=plan.vae, encoder_from=plan.encoder))
-        drawing = None if progress is None else partial(progress, f"drawing {entry.name}")
+        drawing = partial(events.progress, f"drawing {entry.name}")
         drawn = entry.attempt(lambda: _drawn(files, plan.encoder, settings, drawing))
     _free_memory()
     return PreviewColumn(entry.name, entry.role, entry.path, None if files.vae == checkpoint else files.vae, drawn)
 
 
 def _drawn(
-    files: PipelineFiles, encoder: Path | None, settings: _Settings, progress: Callable[[int, int], None] | None
+    files: PipelineFiles, encoder: Path | None, settings: _Settings, progress: Callable[[int, int], None]
 ) -> tuple[Drawn, ...]:
     """Return a checkpoint's pictures, or raise CheckpointError for NaN or Inf."""
     pipeline = open_pipeline(
@@ -551,8 +550,7 @@ def _finished_recipe(path: Path, library: Library, *, check_hashes: bool) -> tup
     files = {name: recipe.models[name].file for name in recipe.sources()}
     models = library.within(others).all_models(files, beside, named_in=path)
     if check_hashes:
-        hashes, progress = library.hash_cache, library.events.progress
-        check_noted_hashes(recipe.models, models, named_in=path, hashes=hashes, progress=progress)
+        check_noted_hashes(recipe.models, models, library, named_in=path)
     return recipe, models
 
 

@@ -26,14 +26,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # loads its modules on first use
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.search_space import IntersectionSearchSpace
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from scipy.optimize import minimize
-from scipy.special import erfcx, log_ndtr
 
 from optimizer.samplers.components import connected
 from optimizer.samplers.surrogates import AdditiveModel, LineModels, fit_additive, fit_lines
@@ -543,7 +542,7 @@ def _improve(
         standard = (mean - best) / deviation
         height = _log_improvement(mean, deviation, best)
         # d log EI = (Phi / h) dz + d log s, with h(z) = phi(z) + z Phi(z) and z = (mean - best) / s.
-        share = np.exp(log_ndtr(standard) - (height - np.log(deviation)))[:, None]
+        share = np.exp(scipy.special.log_ndtr(standard) - (height - np.log(deviation)))[:, None]
         logarithmic = variance_slope / (2.0 * variance[:, None])
         slope = share * (mean_slope / deviation[:, None] - standard[:, None] * logarithmic) + logarithmic
         return height, slope
@@ -594,7 +593,7 @@ def _climb(
 
     best = np.argsort(-score(starts)[0], kind="stable")[:_CLIMBS]
     bounds = [(0.0, 1.0)] * starts[best].size
-    climbed = minimize(
+    climbed = scipy.optimize.minimize(
         negative, starts[best].ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40}
     )
     pool = np.concatenate([climbed.x.reshape(-1, len(axes)), starts]).clip(0.0, 1.0)
@@ -617,9 +616,9 @@ def _log_improvement(mean: Array, deviation: Array, best: Array | float) -> Arra
     standard = (mean - best) / deviation
     log_density = -0.5 * standard**2 - 0.5 * math.log(2.0 * math.pi)
     right = standard.clip(min=-1.0)
-    direct = np.exp(-0.5 * right**2) / math.sqrt(2.0 * math.pi) + right * np.exp(log_ndtr(right))
+    direct = np.exp(-0.5 * right**2) / math.sqrt(2.0 * math.pi) + right * np.exp(scipy.special.log_ndtr(right))
     left = (-standard).clip(min=1.0, max=1e4)
-    quotient = math.sqrt(0.5 * math.pi) * left * erfcx(left / math.sqrt(2.0))
+    quotient = math.sqrt(0.5 * math.pi) * left * scipy.special.erfcx(left / math.sqrt(2.0))
     tail = np.where(
         standard < -1e4, -2.0 * np.log((-standard).clip(min=1.0)), np.log1p(-quotient.clip(max=1.0 - 1e-16))
     )

@@ -4,8 +4,7 @@ from collections.abc import Hashable, Iterable
 from typing import TypeVar
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+import scipy  # loads its modules on first use
 
 __all__ = ["Item", "Touched", "connected"]
 
@@ -28,8 +27,8 @@ def connected(items: Iterable[tuple[Item, Iterable[Touched]]]) -> list[tuple[lis
     columns = {thing: len(given) + place for place, thing in enumerate(dict.fromkeys(thing for _, thing in edges))}
     nodes = len(given) + len(columns)
     ends = [row for row, _ in edges], [columns[thing] for _, thing in edges]
-    graph = coo_array((np.ones(len(edges)), ends), shape=(nodes, nodes))
-    _, labels = connected_components(graph, directed=False)
+    graph = scipy.sparse.coo_array((np.ones(len(edges)), ends), shape=(nodes, nodes))
+    _, labels = scipy.sparse.csgraph.connected_components(graph, directed=False)
     found: dict[int, tuple[list[Item], set[Touched]]] = {}
     for (item, touching), label in zip(given, labels.tolist()[: len(given)], strict=True):
         # Removed and inserted again, so that the groups are in the order of their last items.

@@ -19,8 +19,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import scipy  # loads its modules on first use
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 __all__ = ["AdditiveModel", "LineModels", "fit_additive", "fit_lines"]
 
@@ -431,7 +431,7 @@ class _Likelihood:
 
     def climb(self, start: Array, *, smooth: bool) -> Array:
         """Return the most likely hyperparameters that L-BFGS-B reaches from `start`."""
-        result = minimize(
+        result = scipy.optimize.minimize(
             self, start, args=(smooth,), jac=True, method="L-BFGS-B", bounds=self._bounds,
             options={"maxiter": _ITERATIONS, "maxcor": 12},
         )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from optimizer.errors import StudyError
-from optimizer.library import HashCache
+from optimizer.library import HashCache, Library
 from optimizer.search.events import FitEvents, SearchEvents
 from optimizer.search.trials import (
     PATIENCE,
@@ -55,6 +55,11 @@ class FitContext:
         """Prefix of the names of the study's Optuna studies."""
         return name_prefix(self.study, self.address)
 
+    @property
+    def library(self) -> Library:
+        """The checkpoints' hashes and the receiver of progress."""
+        return Library(hash_cache=self.hash_cache, events=self.events)
+
     def for_worker(self) -> "FitContext":
         """Return the context of a further process, which reports nothing; only the first process reports."""
         return replace(self, shared=True, workers=1, candidates=1, events=FitEvents())
@@ -66,9 +71,7 @@ def opened_study(context: FitContext) -> Iterator[OpenStudy]:
     study = context.study
     scored = {block for stage in study.stages for block in stage.blocks}
     blocks = tuple(block for block in study.recipe.layout.blocks if block in scored)
-    with open_study(
-        study, blocks=blocks, device=context.device, progress=context.events.progress, hashes=context.hash_cache
-    ) as opened:
+    with open_study(study, context.library, blocks=blocks, device=context.device) as opened:
         yield opened
 
 

@@ -90,8 +90,6 @@ def fit(
     address = storage_address(storage, study.folder)
     check_study_folder(study.folder)
     check_storage_files(address, study.folder)
-    if check_hashes:
-        check_noted_hashes(study.recipe.models, study.sources, named_in=study.recipe_path, hashes=hashes, known=True)
     context = FitContext(
         study=study,
         address=address,
@@ -103,6 +101,8 @@ def fit(
         events=events or FitEvents(),
         hash_cache=hashes,
     )
+    if check_hashes:
+        check_noted_hashes(study.recipe.models, study.sources, context.library, named_in=study.recipe_path, known=True)
     with interruptible(), quiet_optuna():
         return _fit(context, fresh=fresh, check_hashes=check_hashes)
 
@@ -170,11 +170,10 @@ def _source_hashes(
     context: FitContext, opened: OpenStudy, *, known: bool
 ) -> tuple[dict[str, str], KeyboardInterrupt | None]:
     """Return the checkpoints' hashes; after Ctrl-C only cached ones, so that the command ends at once."""
-    progress = context.events.progress
     try:
-        return opened.sha256(context.hash_cache, progress, known=known), None
+        return opened.sha256(context.library, known=known), None
     except KeyboardInterrupt as error:
-        return opened.sha256(context.hash_cache, progress, known=True), error
+        return opened.sha256(context.library, known=True), error
 
 
 def _check_hashes(study: Study, hashed: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """The metrics of a stage on opened files, and its scores under the alphas of a recipe."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from optimizer.recipes import Algebra, Parameter, Recipe, Space
 from optimizer.search.results import SeedSpread
@@ -10,11 +10,10 @@ from optimizer.similarity import (
     METRICS,
     AttentionOptions,
     Combined,
-    Comparison,
     ExplainedMetric,
-    Measured,
     Metric,
     QuadraticMetric,
+    Scorable,
     Statistics,
     build_metric,
     score_step,
@@ -34,7 +33,7 @@ class StageScoring:
 
     Attributes:
         stage: The stage.
-        comparison: The opened checkpoints, or the statistics measured of them.
+        scorable: The opened checkpoints, or the statistics measured of them.
         metric: The metric of the stage, over its blocks.
         explained: The metric `explained`, which also gives the distance from the target, over all blocks of the stage.
         quadratic: The metrics with an exact optimum, by name, over all blocks of the stage.
@@ -42,7 +41,7 @@ class StageScoring:
     """
 
     stage: Stage
-    comparison: Comparison | Measured
+    scorable: Scorable
     metric: Metric
     explained: ExplainedMetric
     quadratic: Mapping[str, QuadraticMetric]
@@ -61,14 +60,12 @@ class StageScoring:
             The metrics.
 
         """
-        comparison, statistics = opened.comparison, opened.measured.statistics
-        if isinstance(comparison, Comparison):
-            comparison = replace(comparison, options=stage.options)
-        metric = Combined([build_metric(name, comparison, blocks, statistics) for name, blocks in stage.measured])
-        quadratic = _quadratic_metrics(comparison, stage.blocks, statistics)
+        scorable, statistics = opened.scorable.with_options(stage.options), opened.measured.statistics
+        metric = Combined([build_metric(name, scorable, blocks, statistics) for name, blocks in stage.measured])
+        quadratic = _quadratic_metrics(scorable, stage.blocks, statistics)
         explained = quadratic["explained"]
         assert isinstance(explained, ExplainedMetric)
-        return cls(stage, comparison, metric, explained, quadratic)
+        return cls(stage, scorable, metric, explained, quadratic)
 
     @property
     def opening(self) -> dict[str, QuadraticMetric]:
@@ -78,7 +75,7 @@ class StageScoring:
 
     def algebra(self, recipe: Recipe, step: str) -> Algebra:
         """Return the map from the alphas of `recipe` to the coefficients of a step or of a model."""
-        return Algebra(recipe, self.comparison.groups, tuple(self.comparison.sources), step)
+        return Algebra(recipe, self.scorable.groups, tuple(self.scorable.sources), step)
 
     def space(self, recipe: Recipe, step: str, parameters: Sequence[Parameter]) -> Space:
         """Return the space of the free alphas `parameters`; all other alphas are those of `recipe`."""
@@ -118,17 +115,16 @@ class StageScoring:
         for name, blocks in stage.measured:
             if (by_seed := METRICS[name].by_seed) is None:
                 continue
-            assert isinstance(self.comparison, Comparison)
             algebra = self.algebra(recipe, step)
             coefficients = algebra.coefficients(algebra.starting_alphas())[0]
-            rows = by_seed(self.comparison, blocks, coefficients, seeds).tolist()
+            rows = by_seed(self.scorable.opened(f"the metric `{name}`"), blocks, coefficients, seeds).tolist()
             after = next(scored.after for scored in reversed(scores) if scored.metric == stage.metric)
             fitted = total_similarity({block: after[block] for block in blocks})
             by_block = tuple(dict(zip(blocks, row, strict=True)) for row in rows)
             yield SeedSpread(stage.name, step, name, fitted, seeds, by_block)
 
     def _score(self, recipe: Recipe, step: str, metric: Metric) -> dict[str, float]:
-        return score_step(metric, recipe, step, self.comparison.groups, tuple(self.comparison.sources))
+        return score_step(metric, recipe, step, self.scorable.groups, tuple(self.scorable.sources))
 
     def _pooled(self, recipe: Recipe, step: str, metric: Metric) -> float | None:
         """Return the explained share (0 to 1) of all blocks together; None for metrics other than `explained`."""
@@ -140,13 +136,11 @@ class StageScoring:
         return float(metric.pooled(algebra.coefficients(algebra.starting_alphas()))[0])
 
 
-def _quadratic_metrics(
-    comparison: Comparison | Measured, blocks: Sequence[str], statistics: Statistics
-) -> dict[str, QuadraticMetric]:
+def _quadratic_metrics(scorable: Scorable, blocks: Sequence[str], statistics: Statistics) -> dict[str, QuadraticMetric]:
     metrics = {}
     for name in EXACT_METRICS:
-        if not METRICS[name].needs_base or comparison.base is not None:
-            metric = build_metric(name, comparison, blocks, statistics)
+        if not METRICS[name].needs_base or scorable.base is not None:
+            metric = build_metric(name, scorable, blocks, statistics)
             assert isinstance(metric, QuadraticMetric)
             metrics[name] = metric
     return metrics

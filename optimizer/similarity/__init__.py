@@ -28,6 +28,7 @@ from optimizer.similarity.registry import (
     build_metric,
     check_installed,
 )
+from optimizer.similarity.scorable import Scorable
 from optimizer.similarity.statistics import Statistics, measure_grams, measure_statistics, warn_of_zeros
 from optimizer.similarity.statistics_on_gpu import grams_on_gpu
 
@@ -50,6 +51,7 @@ __all__ = [
     "MovableMetric",
     "Options",
     "QuadraticMetric",
+    "Scorable",
     "Statistics",
     "build_metric",
     "check_encoder",

@@ -209,7 +209,7 @@ class _OnCpu:
                 target = _outputs(_weights(comparison, of_block, comparison.target), inputs)
                 projected.append(_Block(AlongLine(source, matrices), value, target))
                 done = number * len(weights) + position + 1
-                comparison.progress(
+                comparison.events.progress(
                     _PROJECTING, done, len(weights) * len(comparison.options.of(AttentionOptions).seeds)
                 )
             self._projected.append(projected)
@@ -274,7 +274,7 @@ def _on_gpu(
                 torch.bmm(repeated, each.transpose(1, 2), out=stack[unit].view(-1, width, width))
             torch.matmul(loaded[2], inputs[number].sum(dim=0), out=family.values[unit])
             family.targets[unit] = _outputs((of_target[0], of_target[1], of_target[2]), inputs[number])
-        comparison.progress(_PROJECTING, (column + 1) * len(seeds), len(weights) * len(seeds))
+        comparison.events.progress(_PROJECTING, (column + 1) * len(seeds), len(weights) * len(seeds))
     loader.check()
     return BatchedAttention(families, len(sources), device, keep_terms=keep_terms)
 
@@ -320,7 +320,7 @@ def _by_seed(
                 inputs = torch.randn(width, width, generator=generator).to(comparison.device)
                 cosines = (_outputs(merged, inputs) * _outputs(target, inputs)).sum(dim=-1)
                 scores[row, column] = float(cosines.to(torch.float64).mean().clamp(-1, 1))
-            comparison.progress(_OTHER_INPUTS, column + 1, len(blocks))
+            comparison.events.progress(_OTHER_INPUTS, column + 1, len(blocks))
     comparison.check_intact()
     return scores
 
@@ -353,7 +353,7 @@ def _by_seed_on_gpu(
             for each in inputs:
                 cosines = (_outputs(candidate, each) * _outputs((query, key, value), each)).sum(dim=-1)
                 found.append(cosines.mean(dtype=torch.float64))
-            comparison.progress(_OTHER_INPUTS, column + 1, len(blocks))
+            comparison.events.progress(_OTHER_INPUTS, column + 1, len(blocks))
     loader.check()
     comparison.check_intact()
     return torch.stack(found).cpu().clamp(-1, 1).view(len(blocks), len(seeds)).T.contiguous()

@@ -8,7 +8,7 @@ import torch
 
 from optimizer.checkpoints import TensorSource, as_source, unfit
 from optimizer.errors import CheckpointError, InputError, attempt
-from optimizer.events import Progress
+from optimizer.events import CallbackEvents, Progress
 from optimizer.families import Layout
 from optimizer.recipes import warn_of_compared
 from optimizer.similarity.attention import AttentionOptions
@@ -92,6 +92,7 @@ def compare(
         InputError: Files, blocks, metric and options do not fit each other, or the metric's libraries are not
             installed.
     """
+    events = CallbackEvents.of(progress)
     unnamed = metric is None
     if metric is None:
         metric = _WITHOUT_BASE if base is None else DEFAULT_METRIC
@@ -116,7 +117,7 @@ def compare(
         base=base,
         device=device,
         options=Options((AttentionOptions(seeds=[seed]),)),
-        progress=progress,
+        events=events,
     ) as opened:
         read = EncoderOptions(clip_skip=1 if clip_skip is None else clip_skip).with_texts(prompts)
         comparison = replace(opened, options=opened.options.having(read))

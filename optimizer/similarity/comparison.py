@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from optimizer.checkpoints import TensorSource, ZeroTensors, as_source, is_zero
 from optimizer.errors import CheckpointError
-from optimizer.events import Progress
+from optimizer.events import LOGGED, Events
 from optimizer.families import Layout
 from optimizer.recipes import (
     Contributing,
@@ -30,10 +30,6 @@ __all__ = ["Comparison", "open_comparison", "open_recipe_comparison"]
 _MOST_PROBLEMS = 8  # most tensors of other shapes in an error
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Sources and a target of one layout, with the merged tensors of the sources put into groups.
@@ -48,7 +44,7 @@ class Comparison:
         groups: Rows of coefficients.
         device: Device that metrics compute on.
         options: Options of the metrics.
-        progress: Called as progress(stage, done, total) from time to time.
+        events: The receiver of progress.
         zeros: Record of the tensors read that contain zeros only.
     """
 
@@ -60,7 +56,7 @@ class Comparison:
     groups: tuple[Group, ...]
     device: torch.device
     options: Options = field(default_factory=Options)
-    progress: Progress = _silent
+    events: Events = LOGGED
     zeros: ZeroTensors = field(default_factory=ZeroTensors, compare=False, repr=False)
 
     @property
@@ -72,6 +68,14 @@ class Comparison:
     def reference(self) -> TensorSource:
         """Checkpoint that differences are taken from for accuracy: the base, or the first source."""
         return self.base if self.base is not None else next(iter(self.sources.values()))
+
+    def with_options(self, options: Options) -> "Comparison":
+        """Return the same checkpoints with these options of the metrics."""
+        return replace(self, options=options)
+
+    def opened(self, reader: str) -> "Comparison":
+        """Return the open checkpoints, for a metric that reads tensors: these."""
+        return self
 
     def check_intact(self) -> None:
         """Raise CheckpointError if a file was written to or truncated since it was opened.
@@ -152,7 +156,7 @@ def open_comparison(
     contributing: Contributing | None = None,
     device: torch.device | str | None = None,
     options: Options | None = None,
-    progress: Progress | None = None,
+    events: Events = LOGGED,
 ) -> Iterator[Comparison]:
     """Open the checkpoints, plan which tensors are compared, and close them when the context ends.
 
@@ -169,7 +173,7 @@ def open_comparison(
         contributing: The sources that contribute to a tensor (default: all). Only their shapes must be equal.
         device: Device of the metrics, or its name: auto, cpu (default) or cuda.
         options: Options of the metrics.
-        progress: Called as progress(stage, done, total).
+        events: The receiver of progress.
 
     Yields:
         The open comparison.
@@ -193,7 +197,7 @@ def open_comparison(
             groups=Group.of(parts),
             device=chosen_device(device),
             options=options or Options(),
-            progress=progress or _silent,
+            events=events,
         )
 
 
@@ -209,7 +213,7 @@ def open_recipe_comparison(
     *,
     base: str | None = None,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    events: Events = LOGGED,
 ) -> Iterator[Comparison]:
     """Open a recipe's sources and a target, to score all steps of the recipe.
 
@@ -223,7 +227,7 @@ def open_recipe_comparison(
         target: The target.
         base: Name of the source that differences are taken from.
         device: Device of the metrics, or its name: auto, cpu (default) or cuda.
-        progress: Called as progress(stage, done, total).
+        events: The receiver of progress.
 
     Yields:
         The open comparison.
@@ -237,7 +241,7 @@ def open_recipe_comparison(
         mapping=recipe.mapping,
         contributing=contributing,
         device=device,
-        progress=progress,
+        events=events,
     ) as comparison:
         check_channels(recipe, (step.name for step in recipe.steps), comparison.parts, comparison.labels)
         warn_of_sources(recipe, comparison.sources, comparison.target, contributing)

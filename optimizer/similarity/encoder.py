@@ -372,7 +372,7 @@ def _read(
         for position in part.holders:
             comparison.read(part, sources[position])
         target[name] = _taken(comparison.read(part, comparison.target), rows.get(name))
-        comparison.progress(_READING, done + 1, len(parts))
+        comparison.events.progress(_READING, done + 1, len(parts))
     weights = []
     for (row, holders), alike in _alike(comparison, parts).items():
         stored = tuple(
@@ -401,7 +401,7 @@ def _read_to_gpu(
                 loaded = _taken(loader.load(part, [sources[position]])[0], chosen.get(name)).flatten()
                 tensors.append(loaded.to(dtype) if dtype in _HALF else loaded)
             done += 1
-            comparison.progress(_READING, done, len(parts))
+            comparison.events.progress(_READING, done, len(parts))
         shapes = {name: target[name].shape for name in alike}
         weights.append(_Weights(row, holders, shapes, tuple((torch.cat(tensors),) for tensors in stored)))
     loader.check()

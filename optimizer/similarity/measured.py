@@ -21,6 +21,7 @@ from optimizer.families import Layout, load_layout
 from optimizer.recipes import Group, Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.measured_checks import check_grams, read_parts, read_texts
+from optimizer.similarity.options import Options
 from optimizer.similarity.statistics import Statistics, measure_grams, refuse_not_finite
 
 __all__ = ["FileMark", "Measured", "measure_family", "read_measured", "save_measured"]
@@ -100,6 +101,15 @@ class Measured:
             referenced=self.referenced,
             gram=self.gram,
         )
+
+    def with_options(self, options: Options) -> "Measured":
+        """Return these statistics; the metrics of statistics have no options."""
+        return self
+
+    def opened(self, reader: str) -> Comparison:
+        """Raise CheckpointError, since `reader` needs the checkpoints themselves."""
+        files = ", ".join(mark.file for mark in (*self.sources.values(), self.target))
+        raise CheckpointError(f"{reader} is computed from the tensors themselves; it needs the files {files}")
 
     def of_sources(self, names: Sequence[str]) -> "Measured | None":
         """Return the statistics of some of the sources.

@@ -13,11 +13,11 @@ from optimizer.recipes import Group
 from optimizer.similarity.attention import AttentionMetric, AttentionOptions, attention_by_seed
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.encoder import EncoderMetric, EncoderOptions
-from optimizer.similarity.measured import Measured
 from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.metric import Metric
 from optimizer.similarity.options import MetricOptions
 from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, ExplainedMetric, WeightsMetric
+from optimizer.similarity.scorable import Scorable
 from optimizer.similarity.statistics import Statistics
 
 __all__ = ["DEFAULT_METRIC", "EXACT_METRICS", "METRICS", "OPTIONS", "MetricKind", "build_metric", "check_installed"]
@@ -47,7 +47,7 @@ class MetricKind:
     name: MetricName
     title: str
     sees: Callable[[Layout], tuple[str, ...]]
-    build: Callable[[Comparison | Measured, Statistics | None, tuple[str, ...]], Metric]
+    build: Callable[[Scorable, Statistics | None, tuple[str, ...]], Metric]
     reads_statistics: bool = True
     needs_base: bool = False
     scale_free: bool = False
@@ -82,19 +82,19 @@ def _text_encoder(layout: Layout) -> tuple[str, ...]:
 
 
 def _from_statistics(kind: Callable[[Statistics, Sequence[Group], tuple[str, ...]], Metric]) -> Callable[..., Metric]:
-    def build(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
+    def build(scorable: Scorable, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
         assert statistics is not None
-        return kind(statistics, comparison.groups, blocks)
+        return kind(statistics, scorable.groups, blocks)
 
     return build
 
 
 def _from_tensors(kind: type[AttentionMetric] | type[EncoderMetric], what: str) -> Callable[..., Metric]:
-    def build(comparison: Comparison | Measured, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
-        assert isinstance(comparison, Comparison), f"{what} is computed from the tensors themselves"
-        if comparison.device.type == "cpu":
-            return kind(comparison, blocks)
-        return MovableMetric(lambda device: kind(replace(comparison, device=device), blocks), comparison.device, what)
+    def build(scorable: Scorable, statistics: Statistics | None, blocks: tuple[str, ...]) -> Metric:
+        opened = scorable.opened(what)
+        if opened.device.type == "cpu":
+            return kind(opened, blocks)
+        return MovableMetric(lambda device: kind(replace(opened, device=device), blocks), opened.device, what)
 
     return build
 
@@ -167,14 +167,12 @@ def check_installed(metrics: Iterable[str]) -> None:
             require(kind.extra, f"the metric `{kind.name}`")
 
 
-def build_metric(
-    name: str, comparison: Comparison | Measured, blocks: Sequence[str], statistics: Statistics | None = None
-) -> Metric:
+def build_metric(name: str, scorable: Scorable, blocks: Sequence[str], statistics: Statistics | None = None) -> Metric:
     """Return the metric of this name over some blocks.
 
     Args:
         name: Name of the metric.
-        comparison: The open sources and target. Metrics that read statistics need no files, and also take `Measured`.
+        scorable: The sources and the target. Metrics that read statistics need no open files.
         blocks: Names of the blocks.
         statistics: Statistics that cover the blocks, for metrics that read them.
 
@@ -187,14 +185,14 @@ def build_metric(
     if name not in METRICS:
         raise StudyError(f"metric: received {name!r}; must be one of {', '.join(METRICS)}")
     kind = METRICS[name]
-    attempt(lambda: kind.check_offered(comparison.layout), "metric")
-    visible = kind.sees(comparison.layout)
+    attempt(lambda: kind.check_offered(scorable.layout), "metric")
+    visible = kind.sees(scorable.layout)
     unseen = [block for block in blocks if block not in visible]
     if unseen:
         raise StudyError(
-            f"{comparison.layout.describe_blocks(unseen)} cannot be measured by {name!r}; it sees "
-            f"{comparison.layout.describe_blocks(visible)}"
+            f"{scorable.layout.describe_blocks(unseen)} cannot be measured by {name!r}; it sees "
+            f"{scorable.layout.describe_blocks(visible)}"
         )
-    if kind.needs_base and comparison.base is None:
+    if kind.needs_base and scorable.base is None:
         raise StudyError(f"metric {name!r} needs a base, the model that differences are taken from")
-    return kind.build(comparison, statistics, tuple(block for block in visible if block in blocks))
+    return kind.build(scorable, statistics, tuple(block for block in visible if block in blocks))

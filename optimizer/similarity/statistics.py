@@ -182,7 +182,7 @@ def _grams_on_cpu(comparison: Comparison, parts: Sequence[Part], threads: int | 
                 for segment, gram in zip(segments, pool.map(measure, segments), strict=True):
                     grams[segment.row] += gram
                     done += segment.stop - segment.start
-                    comparison.progress("reading the checkpoints", done, total)
+                    comparison.events.progress("reading the checkpoints", done, total)
             finally:
                 pool.shutdown(cancel_futures=True)
     finally:

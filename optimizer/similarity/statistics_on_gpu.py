@@ -109,7 +109,7 @@ def grams_on_gpu(
                 for segment, rows in zip(segments, pool.map(multiply, segments), strict=True):
                     places.append(torch.tensor(rows))
                     done += segment.stop - segment.start
-                    comparison.progress("reading the checkpoints", done, total)
+                    comparison.events.progress("reading the checkpoints", done, total)
             finally:
                 pool.shutdown(cancel_futures=True)
     finally:

@@ -17,7 +17,7 @@ from optimizer.studies.noted import (
 )
 from optimizer.studies.opening import OpenStudy, open_study
 from optimizer.studies.stage import Stage
-from optimizer.studies.study import Study, load_study, study_schema
+from optimizer.studies.study import Study, load_study, read_study, study_schema
 
 __all__ = [
     "ALIKE",
@@ -40,6 +40,7 @@ __all__ = [
     "noted_spreads",
     "noted_step_scores",
     "open_study",
+    "read_study",
     "storage_files",
     "study_schema",
 ]

@@ -10,11 +10,9 @@ from typing import Any
 from optimizer.checkpoints import open_checkpoint, unfit
 from optimizer.choices import FirstMode, words_of
 from optimizer.errors import CheckpointError, InputError, attempt
-from optimizer.events import Progress
 from optimizer.families import Layout
 from optimizer.files import dump_yaml, refuse_links, undo_unfinished, write_new_files
 from optimizer.library import (
-    HashCache,
     Library,
     check_folders,
     checkpoints_below,
@@ -95,23 +93,21 @@ def first_study(
     metric: str = DEFAULT_METRIC,
     mode: str = "add_difference",
     mapping: str | None = None,
-    folders: Sequence[Path] = (),
-    hashes: HashCache | None = None,
-    progress: Progress | None = None,
+    library: Library | None = None,
 ) -> FirstStudy:
     """Write recipe.yaml and study.yaml, ready for a fit, from a target and its possible sources.
 
     The recipe begins with the base and adds every other source by one step. Each alpha is free on every block that can
     be scored. BASE is closed if the target has no text encoder.
 
-    Both files name checkpoints as given. An absolute path stays absolute, and a name or hash found in `folders` stays
+    Both files name checkpoints as given. An absolute path stays absolute, and a name or hash found in the library stays
     a name or hash. A path relative to the current folder is rewritten relative to `folder`, unless it leads to the same
     file from there.
 
     Only the headers of the files and a few bytes of each tensor are read. The bytes identify files with equal tensors.
 
     Args:
-        target: The checkpoint to imitate: a file, or a name or hash in `folders`.
+        target: The checkpoint to imitate: a file, or a name or hash in the library.
         sources: The checkpoints it may be made from, given likewise. A folder stands for the checkpoints in it, without
             the target and without files of other families.
         folder: The folder to write into. Default: named after the target, in the current folder.
@@ -120,21 +116,20 @@ def first_study(
         metric: The metric of the study.
         mode: The mode of the steps: add_difference or weight_sum.
         mapping: One of the layout's mappings, "supermerger" for example. Default: the layout's first.
-        folders: Folders to search for checkpoints.
-        hashes: A cache of hashes.
-        progress: Called with a description, the amount done and the total.
+        library: The library to search for checkpoints. Default: one without folders.
 
     Returns:
         The files written and the choices made.
 
     Raises:
         InputError: A file is missing, broken, of another family than the target, or the target itself. Or the sources
-            are too few or too many, a folder in `folders` is missing, the metric can score no block of the target, or
+            are too few or too many, a folder of the library is missing, the metric can score no block of the target, or
             `folder` already holds a recipe or a study. Nothing is written then.
     """
     _check_options(metric, mode)
-    check_folders(folders)
-    reader = _Reader(Library.of(folders, hashes, progress))
+    library = Library() if library is None else library
+    check_folders(library.folders)
+    reader = _Reader(library)
     opened = reader.open(target, "target")
     mapping = mapping or opened.layout.default_mapping
     if mapping not in opened.layout.mappings:
@@ -145,7 +140,7 @@ def first_study(
     parents = _parents(reader, opened, sources, base, mapping, notes)
     freedom = _freedom(opened, parents, mapping, metric, notes)
     names = _names(parents.base, parents.others)
-    called = [_file(folder, model, folders) for model in (opened, parents.base, *parents.others)]
+    called = [_file(folder, model) for model in (opened, parents.base, *parents.others)]
     target_file, *files = (file for file, _ in called)
     models = dict(zip(names, files, strict=True))
     recipe = Recipe(
@@ -407,10 +402,10 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
     return found[0]
 
 
-def _file(folder: Path, model: _Opened, folders: Sequence[Path]) -> tuple[str, bool]:
-    """Return the name that files in `folder` use for a checkpoint, and whether it is found in `folders` alone.
+def _file(folder: Path, model: _Opened) -> tuple[str, bool]:
+    """Return the name that files in `folder` use for a checkpoint, and whether only the library has that name.
 
-    The name is the one given if it leads to the checkpoint from `folder`, or is found in `folders` alone. Otherwise it
+    The name is the one given if it leads to the checkpoint from `folder`, or if only the library has it. Otherwise it
     is the path relative to `folder`, or the absolute path on another drive.
     """
     text = model.given.as_posix()

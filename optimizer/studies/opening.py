@@ -12,8 +12,7 @@ import torch
 
 from optimizer.checkpoints import TensorSource, open_checkpoint
 from optimizer.errors import BlockfitWarning, CheckpointError, InputError, StudyError
-from optimizer.events import Progress
-from optimizer.library import HashCache, fingerprint, sha256
+from optimizer.library import Library, sha256
 from optimizer.recipes import Contributors, check_channels, warn_of_sources
 from optimizer.similarity import (
     METRICS,
@@ -21,6 +20,7 @@ from optimizer.similarity import (
     FileMark,
     Measured,
     Options,
+    Scorable,
     measure_family,
     open_comparison,
     read_measured,
@@ -51,7 +51,7 @@ class OpenStudy:
     files: Comparison | None
 
     @property
-    def comparison(self) -> Comparison | Measured:
+    def scorable(self) -> Scorable:
         """The input from which metrics are built: the open checkpoints, else their statistics."""
         return self.measured if self.files is None else self.files
 
@@ -79,7 +79,7 @@ class OpenStudy:
             tuple(options.resolved(target, layout) if used else options for options, used in stage.used_options)
         )
 
-    def sha256(self, hashes: HashCache | None, progress: Progress, *, known: bool = False) -> dict[str, str]:
+    def sha256(self, library: Library, *, known: bool = False) -> dict[str, str]:
         """Return the SHA-256 of each checkpoint, and keep it for runs without the files.
 
         Missing files have the hash that an earlier run recorded. Unknown hashes and unreadable files are omitted. Files
@@ -87,8 +87,7 @@ class OpenStudy:
         since their hash would be that of another file.
 
         Args:
-            hashes: A cache of hashes.
-            progress: Called with a description, the files done and their number.
+            library: The library with the files' hashes, which receives the number of files done as progress.
             known: Whether to return only hashes that the cache holds, and to read no file.
 
         Returns:
@@ -102,14 +101,16 @@ class OpenStudy:
             return {name: mark.sha256 for name, mark in marks.items() if mark.sha256 is not None}
         files = {**self.files.sources, "": self.files.target}
         found: dict[str, str] = {}
+        progress = library.events.progress
 
         def hashed(checkpoint: TensorSource) -> str | None:
             if checkpoint.path is None or checkpoint.change_since_open() is not None:
                 return None
             if known:
-                return None if hashes is None else hashes.look_up(checkpoint.path, "sha256")
+                return library.known_sha256(checkpoint.path)
             with suppress(CheckpointError):
-                return sha256(checkpoint.path, hashes)
+                # Several files are hashed at once, so the progress is counted in files.
+                return sha256(checkpoint.path, library.hash_cache)
             return None
 
         # hashlib releases the GIL.
@@ -142,11 +143,10 @@ class OpenStudy:
 @contextmanager
 def open_study(
     study: Study,
+    library: Library,
     *,
     blocks: Collection[str],
     device: torch.device,
-    progress: Progress,
-    hashes: HashCache | None = None,
     tensors: bool = True,
 ) -> Iterator[OpenStudy]:
     """Open a study's checkpoints and measure their statistics, unless an earlier run did.
@@ -159,10 +159,9 @@ def open_study(
 
     Args:
         study: The study, with its checkpoints found.
+        library: The library with the files' fingerprints, and the receiver of progress.
         blocks: Blocks that the statistics must cover.
         device: The device of the computation.
-        progress: Called with a description, the amount done and the total.
-        hashes: A cache of fingerprints.
         tensors: Whether the files are required if a metric of the study reads tensors.
 
     Yields:
@@ -174,7 +173,7 @@ def open_study(
     check_study_folder(study.folder)
     earlier, broken = _earlier(study)
     if study.missing:
-        found = None if earlier is None else _without_files(study, earlier, hashes)
+        found = None if earlier is None else _without_files(study, earlier, library)
         if earlier is None or found is None or (tensors and _reads_tensors(study)):
             raise StudyError([*study.missing, *broken])
         if unmeasured := [block for block in blocks if block not in found.blocks]:
@@ -194,15 +193,15 @@ def open_study(
         mapping=study.recipe.mapping,
         contributing=contributing,
         device=device,
-        progress=progress,
+        events=library.events,
     ) as comparison:
         _check_steps(study, comparison)
         warn_of_sources(study.recipe, comparison.sources, comparison.target, contributing)
         sources = {
-            name: FileMark(study.files[name], fingerprint(checkpoint, hashes))
+            name: FileMark(study.files[name], library.fingerprint(checkpoint))
             for name, checkpoint in comparison.sources.items()
         }
-        target = FileMark(study.target_file, fingerprint(comparison.target, hashes))
+        target = FileMark(study.target_file, library.fingerprint(comparison.target))
         measured = None if earlier is None else _serving(study, earlier, sources, target)
         if earlier is None or measured is None or not _covers(measured, comparison, blocks):
             measured = earlier = measure_family(
@@ -241,19 +240,19 @@ def _contributors(study: Study, sources: Sequence[str]) -> Contributors:
     return Contributors(study.recipe, sources, list(steps))
 
 
-def _check_steps(study: Study, known: Comparison | Measured) -> None:
+def _check_steps(study: Study, known: Scorable) -> None:
     for stage in study.stages:
         for step in stage.steps:
             check_channels(study.recipe, step, known.parts, known.labels)
 
 
-def _without_files(study: Study, earlier: Measured, hashes: HashCache | None) -> Measured | None:
+def _without_files(study: Study, earlier: Measured, library: Library) -> Measured | None:
     """Return the earlier statistics if the files present, and the names of missing files, have not changed."""
 
     def marked(path: Path | None, file: str, before: FileMark | None) -> FileMark:
         if path is not None:
             with open_checkpoint(path, layout=study.recipe.layout) as checkpoint:
-                return FileMark(file, fingerprint(checkpoint, hashes))
+                return FileMark(file, library.fingerprint(checkpoint))
         return before if before is not None and before.file == file else FileMark(file, "unknown")
 
     try:

@@ -18,7 +18,16 @@ from optimizer.recipes import Recipe, load_recipe
 from optimizer.studies.folder import StudyFolder, check_study_folder
 from optimizer.studies.stage import MOST_STAGES, Stage, StageEntry, read_stage, unsearched
 
-__all__ = ["Study", "StudyEntry", "load_study", "study_file", "study_of", "study_schema", "with_found_files"]
+__all__ = [
+    "Study",
+    "StudyEntry",
+    "load_study",
+    "read_study",
+    "study_file",
+    "study_of",
+    "study_schema",
+    "with_found_files",
+]
 
 _NAME = re.compile(r"[\w.-]{1,80}")
 _GENERATION = re.compile(r"@\d+$")
@@ -140,6 +149,8 @@ def load_study(
 
         result = fit(load_study("my-study", ["D:/webui/models/Stable-diffusion"]))
 
+    Raises StudyError with one line for each problem, links in the place of result files included.
+
     Args:
         path: The study's YAML file, or the folder that holds study.yaml.
         folders: Folders to search for checkpoints, after those of the study and the recipe.
@@ -149,6 +160,20 @@ def load_study(
 
     Returns:
         The study. `missing` lists files that were not found, if saved statistics may replace them.
+    """
+    return read_study(path, Library.of(folders, hashes, progress) if with_files else None)
+
+
+def read_study(path: Path | str, library: Library | None) -> Study:
+    """Read a study and find its checkpoints in a library.
+
+    Args:
+        path: The study's YAML file, or the folder that holds study.yaml.
+        library: The library to search after the folders of the study and the recipe. None does not look for the
+            checkpoints.
+
+    Returns:
+        The study, as `load_study` returns it.
 
     Raises:
         StudyError: One line for each problem, links in the place of result files included.
@@ -164,9 +189,8 @@ def load_study(
     recipe = load_recipe(recipe_path)
     study = attempt(lambda: study_of(entry, recipe, path.parent, path.resolve().parent.name), path)
     study = replace(study, path=path)
-    if not with_files:
+    if library is None:
         return study
-    library = Library.of(folders, hashes, progress)
     return with_found_files(study, library, recipe_given=recipe_path, target_given=f"{path}: target.file")
 
 

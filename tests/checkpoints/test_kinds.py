@@ -956,14 +956,14 @@ def test_folders_are_named(tmp_path):
 
 def test_sft_is_safetensors(tmp_path, write_sd1):
     """A .sft file is safetensors by another extension: it is opened, found by name, and listed in folders."""
-    from optimizer.library import checkpoints_in, locate
+    from optimizer.library import Library, checkpoints_in
 
     write_sd1(tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").rename(tmp_path / "flux.sft")
 
     with open_checkpoint(tmp_path / "flux.sft") as checkpoint:
         assert (checkpoint.format, checkpoint.layout.name) == ("safetensors", "sd1")
-    assert locate("flux", tmp_path) == tmp_path / "flux.sft"
+    assert Library().find("flux", tmp_path) == tmp_path / "flux.sft"
     assert checkpoints_in(tmp_path) == [tmp_path / "flux.sft"]
 
 

@@ -12,6 +12,7 @@ from optimizer.cli import main
 from optimizer.cli.application import State
 from optimizer.cli.flags import in_options
 from optimizer.errors import InputError, StudyError, attempt
+from optimizer.library import Library
 from optimizer.search import fit
 from optimizer.similarity import compare
 from optimizer.studies import first_study, load_study
@@ -164,7 +165,7 @@ def test_folders_are_shown_as_models(capsys, tmp_path, study):
     """The argument `folders` is shown as --models."""
     missing = tmp_path / "no"
     with pytest.raises(InputError) as caught:
-        first_study(TARGET, [BASE], folders=[missing])
+        first_study(TARGET, [BASE], library=Library((missing,)))
 
     assert str(caught.value) == f"folders: {missing}: no such folder"
     assert line_of(capsys, "fit", study, "--models", missing) == f"blockfit: --models: {missing}: no such folder"

@@ -14,7 +14,7 @@ from optimizer.analysis import verify
 from optimizer.cli import main
 from optimizer.errors import CheckpointError
 from optimizer.files import CHECKPOINT_SUFFIXES
-from optimizer.library import HashCache, read_provenance
+from optimizer.library import HashCache, Library, read_provenance
 from optimizer.merging import check_noted_hashes, merge
 from optimizer.recipes import Model, load_recipe
 from optimizer.search import fit
@@ -286,7 +286,9 @@ class TestFromPython:
         save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
 
         with pytest.raises(CheckpointError, match=r"r: models\.a\.sha256: received .*must be the 64 digits"):
-            check_noted_hashes({"a": Model("a", sha256=noted)}, {"a": tmp_path / "a.safetensors"}, named_in="r")
+            check_noted_hashes(
+                {"a": Model("a", sha256=noted)}, {"a": tmp_path / "a.safetensors"}, Library(), named_in="r"
+            )
 
     @pytest.mark.parametrize("suffix", CHECKPOINT_SUFFIXES)
     @pytest.mark.parametrize("spell", [str, str.upper])
@@ -296,7 +298,7 @@ class TestFromPython:
         path.write_bytes(b"content")
         models = {"a": Model("a", sha256=spell(digest(path)))}
 
-        assert check_noted_hashes(models, {"a": path}) == {"a": digest(path)}
+        assert check_noted_hashes(models, {"a": path}, Library()) == {"a": digest(path)}
 
     def test_every_differing_file_has_a_line(self, tmp_path: Path) -> None:
         """Every differing or unreadable file has a line; hashes with the same start are shown in full."""
@@ -307,7 +309,9 @@ class TestFromPython:
 
         with pytest.raises(CheckpointError) as caught:
             check_noted_hashes(
-                {name: Model(name, sha256=text) for name, text in noted.items()}, {n: tmp_path / n for n in noted}
+                {name: Model(name, sha256=text) for name, text in noted.items()},
+                {n: tmp_path / n for n in noted},
+                Library(),
             )
 
         first, second, third = caught.value.problems
@@ -320,10 +324,11 @@ class TestFromPython:
         path, cache = tmp_path / "a", HashCache(tmp_path / "cache" / "hashes.json")
         path.write_bytes(b"content")
         models = {"a": Model("a", sha256=digest(path))}
-        assert check_noted_hashes(models, {"a": path}, hashes=cache, known=True) == {}
         tasks: list[str] = []
+        library = Library.of((), cache, lambda what, done, total: tasks.append(what))
+        assert check_noted_hashes(models, {"a": path}, library, known=True) == {}
         for _ in range(2):
-            check_noted_hashes(models, {"a": path}, hashes=cache, progress=lambda what, done, total: tasks.append(what))
+            check_noted_hashes(models, {"a": path}, library)
 
         assert tasks == ["hashing a"]
-        assert check_noted_hashes(models, {"a": path}, hashes=cache, known=True) == {"a": digest(path)}
+        assert check_noted_hashes(models, {"a": path}, library, known=True) == {"a": digest(path)}

@@ -13,7 +13,6 @@ from optimizer.library import (
     HashCache,
     Library,
     check_folders,
-    locate,
     name_without_hash,
 )
 from optimizer.recipes import load_recipe
@@ -63,20 +62,20 @@ OTHER = hashlib.sha256(b"another 2").hexdigest()
 )
 def test_a_file_is_found_by_its_hash(tmp_path: Path, store: Path, file: str) -> None:
     """A checkpoint is found by the WebUI's notation and by its hash alone, even if it was renamed."""
-    assert locate(file, tmp_path, [store]) == store / "a" / "one.safetensors"
+    assert Library.of([store]).find(file, tmp_path) == store / "a" / "one.safetensors"
 
 
 def test_several_files_of_one_name_are_refused(tmp_path: Path, store: Path) -> None:
     """Two files of one name in two folders are refused and listed; a folder or a hash selects one."""
     with pytest.raises(CheckpointError) as caught:
-        locate("two", tmp_path, [store])
+        Library.of([store]).find("two", tmp_path)
 
     (problem,) = caught.value.problems
     assert str(store / "a" / "two.ckpt") in problem
     assert str(store / "b" / "two.ckpt") in problem
-    assert locate("b/two", tmp_path, [store]) == store / "b" / "two.ckpt"
-    assert locate(f"two [{OTHER[:10]}]", tmp_path, [store]) == store / "b" / "two.ckpt"
-    assert locate("two", tmp_path, [store / "b", store]) == store / "b" / "two.ckpt"
+    assert Library.of([store]).find("b/two", tmp_path) == store / "b" / "two.ckpt"
+    assert Library.of([store]).find(f"two [{OTHER[:10]}]", tmp_path) == store / "b" / "two.ckpt"
+    assert Library.of([store / "b", store]).find("two", tmp_path) == store / "b" / "two.ckpt"
 
 
 def test_equal_copies_are_one(tmp_path: Path, store: Path, hashes: HashCache) -> None:
@@ -86,13 +85,13 @@ def test_equal_copies_are_one(tmp_path: Path, store: Path, hashes: HashCache) ->
         write(store / folder / "same.safetensors", content)
     changed = content[:200_000] + b"?" + content[200_001:]
 
-    assert locate("same", tmp_path, [store], hashes=hashes) == store / "a" / "same.safetensors"
+    assert Library.of([store], hashes).find("same", tmp_path) == store / "a" / "same.safetensors"
     assert hashes.look_up(store / "b" / "same.safetensors", "sha256") == hashlib.sha256(content).hexdigest()
     write(store / "b" / "same.safetensors", changed)
     write(store / "d" / "same.safetensors", content + b"longer")
     reported: list[str] = []
     with pytest.raises(CheckpointError) as caught:
-        locate("same", tmp_path, [store], hashes=hashes, progress=lambda what, *_: reported.append(what))
+        Library.of([store], hashes, lambda what, *_: reported.append(what)).find("same", tmp_path)
     listed = ", ".join(str(store / folder / "same.safetensors") for folder in "abd")
     assert f"'same': 3 files have this name: {listed}; name the folder" in caught.value.problems[0]
     assert set(reported) == {"comparing the files called same.safetensors"}
@@ -108,7 +107,7 @@ def test_only_files_that_may_be_equal_are_hashed(tmp_path: Path, store: Path, ha
     write(store / "d" / "large.ckpt", content[:-1])
 
     with pytest.raises(CheckpointError, match="'large': 4 files have this name"):
-        locate("large", tmp_path, [store], hashes=hashes)
+        Library.of([store], hashes).find("large", tmp_path)
 
     assert not hashes.file.exists()
 
@@ -116,11 +115,11 @@ def test_only_files_that_may_be_equal_are_hashed(tmp_path: Path, store: Path, ha
 def test_a_file_with_another_hash_is_refused(tmp_path: Path, store: Path) -> None:
     """A file of the name with another hash is refused with both hashes, short or whole as given."""
     with pytest.raises(CheckpointError, match=f"one.safetensors: has the hash {ONE[:10]}, not 0123456789") as caught:
-        locate("one [0123456789]", tmp_path, [store])
+        Library.of([store]).find("one [0123456789]", tmp_path)
     with pytest.raises(CheckpointError, match=f"has the hash {ONE}, not {OTHER}"):
-        locate(f"one [{OTHER}]", tmp_path, [store])
+        Library.of([store]).find(f"one [{OTHER}]", tmp_path)
     with pytest.raises(CheckpointError) as both:
-        locate("two [0123456789]", tmp_path, [store])
+        Library.of([store]).find("two [0123456789]", tmp_path)
 
     assert len(caught.value.problems) == 1
     assert len(both.value.problems) == 2
@@ -130,7 +129,7 @@ def test_only_files_of_the_name_are_hashed(tmp_path: Path, store: Path, hashes: 
     """With a name, only the file of that name is hashed, with progress, and its hash is cached."""
     reported: list[tuple[str, int, int]] = []
 
-    locate(f"one [{ONE[:10]}]", tmp_path, [store], hashes=hashes, progress=lambda *what: reported.append(what))
+    Library.of([store], hashes, lambda *what: reported.append(what)).find(f"one [{ONE[:10]}]", tmp_path)
 
     assert hashes.look_up(store / "a" / "one.safetensors", "sha256") == ONE
     assert hashes.look_up(store / "a" / "two.ckpt", "sha256") is None
@@ -146,7 +145,7 @@ def test_cached_hashes_are_trusted(tmp_path: Path, store: Path, hashes: HashCach
     hashes.store(path, "sha256", "f" * 64, known)
     reported: list[str] = []
 
-    found = locate("f" * 10, tmp_path, [store], hashes=hashes, progress=lambda what, *_: reported.append(what))
+    found = Library.of([store], hashes, lambda what, *_: reported.append(what)).find("f" * 10, tmp_path)
 
     assert found == path
     assert reported == []
@@ -156,9 +155,9 @@ def test_reading_stops_at_the_first_match(tmp_path: Path, store: Path, hashes: H
     """Without a name, checkpoints are hashed one after the other until one fits; other files never are."""
     two = hashlib.sha256(b"2").hexdigest()
 
-    assert locate(two[:10], tmp_path, [store], hashes=hashes) == store / "a" / "two.ckpt"
+    assert Library.of([store], hashes).find(two[:10], tmp_path) == store / "a" / "two.ckpt"
     assert hashes.look_up(store / "b" / "two.ckpt", "sha256") is None
-    assert locate("0123456789", tmp_path, [store], hashes=hashes) is None
+    assert Library.of([store], hashes).find("0123456789", tmp_path) is None
     assert hashes.look_up(store / "b" / "two.ckpt", "sha256") == OTHER
     assert hashes.look_up(store / "a" / "notes.txt", "sha256") is None
 
@@ -168,8 +167,8 @@ def test_a_name_comes_before_a_hash(tmp_path: Path, store: Path) -> None:
     write(tmp_path / f"{ONE[:10]}.safetensors", b"something else")
     write(tmp_path / "x [0123456789].ckpt", b"something else")
 
-    assert locate(ONE[:10], tmp_path, [store]) == tmp_path / f"{ONE[:10]}.safetensors"
-    assert locate("x [0123456789]", tmp_path, [store]) == tmp_path / "x [0123456789].ckpt"
+    assert Library.of([store]).find(ONE[:10], tmp_path) == tmp_path / f"{ONE[:10]}.safetensors"
+    assert Library.of([store]).find("x [0123456789]", tmp_path) == tmp_path / "x [0123456789].ckpt"
 
 
 def test_an_old_hash_is_accepted_with_a_warning(tmp_path: Path, store: Path) -> None:
@@ -179,17 +178,17 @@ def test_an_old_hash_is_accepted_with_a_warning(tmp_path: Path, store: Path) -> 
     write(store / "a" / "old.ckpt", content)
 
     with pytest.warns(BlockfitWarning, match=old):
-        assert locate(old, tmp_path, [store]) == store / "a" / "old.ckpt"
+        assert Library.of([store]).find(old, tmp_path) == store / "a" / "old.ckpt"
     with pytest.warns(BlockfitWarning, match=old):
-        assert locate(f"old [{old}]", tmp_path, [store]) == store / "a" / "old.ckpt"
+        assert Library.of([store]).find(f"old [{old}]", tmp_path) == store / "a" / "old.ckpt"
     write(store / "b" / "later.ckpt", content + b"of another")
     with pytest.raises(CheckpointError, match=r"2 files have this old hash: .*old.ckpt.*later.ckpt"):
-        locate(f"[{old}]", tmp_path, [store])
+        Library.of([store]).find(f"[{old}]", tmp_path)
     write(store / "b" / "later.ckpt", content)
     with pytest.warns(BlockfitWarning, match=old):
-        assert locate(f"[{old}]", tmp_path, [store]) == store / "a" / "old.ckpt"
+        assert Library.of([store]).find(f"[{old}]", tmp_path) == store / "a" / "old.ckpt"
     with pytest.raises(CheckpointError, match=f"has the old hash [0-9a-f]{{8}}, not {old}"):
-        locate(f"one [{old}]", tmp_path, [store])
+        Library.of([store]).find(f"one [{old}]", tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that even root cannot read")
@@ -200,25 +199,25 @@ def test_unreadable_files_stop_no_search(tmp_path: Path, store: Path) -> None:
     (store / "a" / "aaa.safetensors").symlink_to("/proc/self/mem")
     (store / "a" / "aab.safetensors").symlink_to(tmp_path / "gone.safetensors")
 
-    assert locate(ONE[:10], tmp_path, [store]) == store / "a" / "one.safetensors"
-    assert locate("0123456789", tmp_path, [store]) is None
+    assert Library.of([store]).find(ONE[:10], tmp_path) == store / "a" / "one.safetensors"
+    assert Library.of([store]).find("0123456789", tmp_path) is None
     with pytest.warns(BlockfitWarning, match=old):
-        assert locate(old, tmp_path, [store]) == store / "b" / "old.ckpt"
+        assert Library.of([store]).find(old, tmp_path) == store / "b" / "old.ckpt"
     for name, digits in (("aaa", ONE[:10]), ("aaa", old), ("aab", ONE[:10])):
         with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: cannot be read: "):
-            locate(f"{name} [{digits}]", tmp_path, [store])
+            Library.of([store]).find(f"{name} [{digits}]", tmp_path)
 
 
 def test_statistics_are_never_found_as_a_checkpoint(tmp_path: Path, store: Path) -> None:
     """The statistics in a study's folder are never found as a checkpoint, by no hash."""
     digest = write(store / "a" / "statistics.safetensors", b"of a study")
 
-    assert locate(digest, store / "a", [store]) is None
+    assert Library.of([store]).find(digest, store / "a") is None
 
 
 def test_names_too_long_for_a_file_are_not_found(tmp_path: Path, store: Path) -> None:
     """A name too long for any file is not found, without another error."""
-    assert locate("x" * 300, tmp_path, [store]) is None
+    assert Library.of([store]).find("x" * 300, tmp_path) is None
     with pytest.raises(CheckpointError, match="x: no such file"):
         Library.of([store]).find_given(Path("x" * 300))
 
@@ -226,7 +225,7 @@ def test_names_too_long_for_a_file_are_not_found(tmp_path: Path, store: Path) ->
 def test_hashes_of_other_lengths_are_refused(tmp_path: Path, store: Path) -> None:
     """A hash of another length is refused."""
     with pytest.raises(CheckpointError, match="a hash of 12 digits"):
-        locate("one [0123456789ab]", tmp_path, [store])
+        Library.of([store]).find("one [0123456789ab]", tmp_path)
 
 
 def test_files_are_located_all_at_once(tmp_path: Path, store: Path) -> None:
@@ -346,7 +345,7 @@ def test_linked_folders_are_searched_once(tmp_path: Path, store: Path) -> None:
     (elsewhere / "circle").symlink_to(store)
     (store / "a" / "far.ckpt").symlink_to(elsewhere / "far.ckpt")
 
-    found = locate("far", tmp_path, [store])
+    found = Library.of([store]).find("far", tmp_path)
 
     assert found is not None
     assert os.path.realpath(found) == str(elsewhere / "far.ckpt")

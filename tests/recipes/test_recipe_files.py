@@ -11,7 +11,7 @@ from step_by_step import BLOCKS
 
 from optimizer.errors import InputError, RecipeError
 from optimizer.files import read_yaml
-from optimizer.library import Library, locate
+from optimizer.library import Library
 from optimizer.recipes import Alpha, Free, load_recipe, recipe_as_data, save_recipe
 
 GOOD = """\
@@ -522,14 +522,14 @@ def test_files_are_found_beside_the_recipe_first(tmp_path):
     ):
         path.write_bytes(b"")
 
-    assert locate("one", beside, [store]) == beside / "one.safetensors"
-    assert locate("one.safetensors", store, []) == store / "one.safetensors"
-    assert locate("two", beside, [store]) == store / "two.ckpt"
-    assert locate("v1.5", beside, [store]) == store / "deep" / "deeper" / "v1.5.safetensors"
-    assert locate("deep\\deeper\\v1.5", beside, [store]) == store / "deep" / "deeper" / "v1.5.safetensors"
-    assert locate("deeper/two", beside, [store]) is None
-    assert locate("three", beside, [store]) is None
-    assert locate(str(store / "two.ckpt"), beside) == Path(store / "two.ckpt")
+    assert Library.of([store]).find("one", beside) == beside / "one.safetensors"
+    assert Library.of([]).find("one.safetensors", store) == store / "one.safetensors"
+    assert Library.of([store]).find("two", beside) == store / "two.ckpt"
+    assert Library.of([store]).find("v1.5", beside) == store / "deep" / "deeper" / "v1.5.safetensors"
+    assert Library.of([store]).find("deep\\deeper\\v1.5", beside) == store / "deep" / "deeper" / "v1.5.safetensors"
+    assert Library.of([store]).find("deeper/two", beside) is None
+    assert Library.of([store]).find("three", beside) is None
+    assert Library().find(str(store / "two.ckpt"), beside) == Path(store / "two.ckpt")
 
 
 def test_all_models_names_every_missing_file(tmp_path):
@@ -590,7 +590,7 @@ def test_patterns_and_folders_are_no_files(tmp_path, file):
     (tmp_path / "models" / "below").mkdir(parents=True)
     (tmp_path / "models" / "below" / "a.safetensors").touch()
 
-    assert locate(file, tmp_path, [tmp_path / "models"]) is None
+    assert Library.of([tmp_path / "models"]).find(file, tmp_path) is None
 
 
 def test_brackets_are_ordinary_letters(tmp_path):
@@ -599,7 +599,7 @@ def test_brackets_are_ordinary_letters(tmp_path):
     path = tmp_path / "models" / "below" / "a [b].safetensors"
     path.touch()
 
-    assert locate("a [b]", tmp_path, [tmp_path / "models"]) == path
+    assert Library.of([tmp_path / "models"]).find("a [b]", tmp_path) == path
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The next best recipes, and scores on random inputs that were not fitted on."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from optimizer.analysis import simplify_file
 from optimizer.checkpoints import open_checkpoint
 from optimizer.cli import main
 from optimizer.errors import StudyError
+from optimizer.library import Library
 from optimizer.merging import merge
 from optimizer.recipes import Algebra, load_recipe
 from optimizer.search import fit
@@ -88,8 +87,8 @@ def test_candidates_record_their_similarities(folder, metric):
     simplify_file(path, folder / "simple.yaml", tolerance=1e-9, warn=warnings.append)
 
     assert warnings == []
-    with open_study(result.study, blocks=BLOCKS, device=torch.device("cpu"), progress=lambda *_: None) as opened:
-        comparison = replace(opened.comparison, options=Options((AttentionOptions(seeds=[1, 2]),)))
+    with open_study(result.study, Library(), blocks=BLOCKS, device=torch.device("cpu")) as opened:
+        comparison = opened.scorable.with_options(Options((AttentionOptions(seeds=[1, 2]),)))
         for name in ("T1", "T2"):
             assert set(recipe.step(name).similarity) == {metric, "explained", "delta", "weights"}
             for label, noted in recipe.step(name).similarity.items():
@@ -227,8 +226,8 @@ def test_a_tied_alpha_in_two_stages(write_study, mixed):
     result = fit(load_study(write_study(tied, stages, mixed[0])), candidates=4)
 
     assert result.candidates == ()
-    with open_study(result.study, blocks=BLOCKS, device=torch.device("cpu"), progress=lambda *_: None) as opened:
-        comparison = replace(opened.comparison, options=Options((AttentionOptions(seeds=[1]),)))
+    with open_study(result.study, Library(), blocks=BLOCKS, device=torch.device("cpu")) as opened:
+        comparison = opened.scorable.with_options(Options((AttentionOptions(seeds=[1]),)))
         for block in BLOCKS:
             metric = build_metric("attention", comparison, (block,))
             algebra = Algebra(result.recipe, comparison.groups, tuple(comparison.sources), "T2")

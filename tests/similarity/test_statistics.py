@@ -7,6 +7,7 @@ import torch
 from watching import META, Watching
 
 from optimizer.errors import BlockfitWarning, CheckpointError
+from optimizer.events import CallbackEvents
 from optimizer.families import load_layout
 from optimizer.similarity import (
     grams_on_gpu,
@@ -174,7 +175,7 @@ def test_gpu_matrices_equal_those_of_the_cpu(mixed, monkeypatch, base, segment, 
     sources = {name: mixed[name] for name in ("base", "x", "y", "z")}
     calls = []
     with open_comparison(LAYOUT, sources, mixed["target"], base=mixed.get(base)) as opened:
-        comparison = replace(opened, progress=lambda what, done, total: calls.append((what, done, total)))
+        comparison = replace(opened, events=CallbackEvents(lambda what, done, total: calls.append((what, done, total))))
         parts = comparison.scored_parts(LAYOUT.blocks)
         exact = measure_grams(opened, parts)
         found = grams_on_gpu(comparison, parts, torch.device("cpu"), threads=1)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from optimizer.analysis import study_ceilings
 from optimizer.checkpoints import STATISTICS
 from optimizer.errors import BlockfitWarning, CheckpointError, StudyError
-from optimizer.library import HashCache, sha256
+from optimizer.library import HashCache, Library, sha256
 from optimizer.recipes import load_recipe
 from optimizer.search import fit
 from optimizer.similarity import build_metric, measure_statistics, open_comparison, save_measured
@@ -249,9 +249,22 @@ def test_an_unwritable_folder_fails_no_run(write_copies, monkeypatch):
 
     monkeypatch.setattr(opening, "save_measured", refuse)
     study = load_study(write_copies())
-    with open_study(study, blocks=["OUT03"], device=torch.device("cpu"), progress=lambda *_: None) as opened:
+    with open_study(study, Library(), blocks=["OUT03"], device=torch.device("cpu")) as opened:
         assert opened.files is not None
         assert "OUT03" in opened.measured.blocks
+
+
+def test_statistics_alone_refuse_a_metric_that_reads_tensors(write_copies):
+    """Metrics of statistics are built without the files; a metric of tensors names the files that it needs."""
+    with open_study(load_study(write_copies()), Library(), blocks=["OUT03"], device=torch.device("cpu")) as opened:
+        measured = opened.measured
+
+    assert build_metric("weights", measured, ["OUT03"], measured.statistics).blocks == ("OUT03",)
+    with pytest.raises(CheckpointError) as caught:
+        build_metric("attention", measured, ["OUT03"])
+    files = "base.safetensors, x.safetensors, y.safetensors, target.safetensors"
+    problem = f"the attention metric is computed from the tensors themselves; it needs the files {files}"
+    assert caught.value.problems == (problem,)
 
 
 # --- Files that change while they are in use --------------------------------------------------------------------------
@@ -321,10 +334,11 @@ def test_a_file_that_changes_during_the_pass_is_named(write_copies, which, when,
     folder = write_copies()
     aged(folder)
     study, path = load_study(folder), folder / f"{which}.safetensors"
-    named = {"device": CPU, "blocks": ["OUT03"], "hashes": HashCache(folder / "hashes.json")}
+    hashes = HashCache(folder / "hashes.json")
 
     def measure():
-        with open_study(study, progress=once(lambda: how(path), when), **named):
+        library = Library.of((), hashes, once(lambda: how(path), when))
+        with open_study(study, library, blocks=["OUT03"], device=CPU):
             pytest.fail("measured")
 
     with pytest.raises(CheckpointError) as caught:
@@ -336,9 +350,9 @@ def test_a_file_that_changes_during_the_pass_is_named(write_copies, which, when,
         assert problem == f"{path}: {FATES[how]} while it was being read; run again"
     assert not (folder / STATISTICS).exists()
     if how in (replace, overwrite):
-        with open_study(study, progress=lambda *_: None, **named) as opened:
+        with open_study(study, Library.of((), hashes), blocks=["OUT03"], device=CPU) as opened:
             again = opened.measured
-        with open_study(load_study(write_copies()), device=CPU, blocks=["OUT03"], progress=lambda *_: None) as opened:
+        with open_study(load_study(write_copies()), Library(), blocks=["OUT03"], device=CPU) as opened:
             assert opened.measured.sources == again.sources
             assert opened.measured.target == again.target
 
@@ -353,12 +367,13 @@ def test_a_file_that_changed_after_the_fit_has_no_hash(write_copies, how, known)
     study, hashes = load_study(folder), HashCache(folder / "hashes.json")
     digests = {name: sha256(folder / f"{name}.safetensors", hashes) for name in ("base", "x", "y", "target")}
     changed, expected = folder / "x.safetensors", {"base": digests["base"], "y": digests["y"], "": digests["target"]}
-    with open_study(study, blocks=["OUT03"], device=CPU, progress=lambda *_: None, hashes=hashes) as opened:
+    library = Library.of((), hashes)
+    with open_study(study, library, blocks=["OUT03"], device=CPU) as opened:
         how(changed)
         if changed.exists():
             sha256(changed, hashes)
         with pytest.warns(BlockfitWarning) as caught:
-            found = opened.sha256(hashes, lambda *_: None, known=known)
+            found = opened.sha256(library, known=known)
 
     assert found == expected
     (line,) = [str(warning.message) for warning in caught]
@@ -377,7 +392,7 @@ def test_attention_on_a_changed_file_is_refused(write_copies, how):
     folder = write_copies(metric="attention")
     aged(folder)
     study, path = load_study(folder), folder / "x.safetensors"
-    with open_study(study, blocks=["OUT03"], device=CPU, progress=lambda *_: None) as opened:
+    with open_study(study, Library(), blocks=["OUT03"], device=CPU) as opened:
         assert opened.files is not None
         coefficients = torch.full((1, len(opened.files.groups), 3), 1 / 3, dtype=torch.float64)
         before = build_metric("attention", opened.files, ["OUT03"]).score(coefficients)

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import select
 
 from optimizer.errors import StudyError
-from optimizer.search.trials.database_errors import STORAGE_ERRORS, is_unavailable, reason_of
+from optimizer.search.trials.database_errors import is_unavailable, reason_of, storage_errors
 from optimizer.search.trials.optuna_privates import CachedStorage, FrozenStudy, engine_of, models
 
 __all__ = ["BrokenStorage", "CheckedStorage"]
@@ -231,6 +231,6 @@ class CheckedStorage(BaseStorage):
 
 def _in_words(error: Exception) -> str:
     """Return the reason of an error; for an error of the reading code with its type, as the text alone is unclear."""
-    if isinstance(error, STORAGE_ERRORS) or not str(error).strip():
+    if isinstance(error, storage_errors()) or not str(error).strip():
         return reason_of(error)
     return f"{type(error).__name__}: {reason_of(error)}"

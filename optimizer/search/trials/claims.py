@@ -35,7 +35,7 @@ from optimizer.search.trials.attributes import (
 from optimizer.search.trials.budgets import budget_of
 from optimizer.search.trials.checked_storage import BrokenStorage
 from optimizer.search.trials.checked_trials import CheckedTrials, LeftOut, describe_left_out
-from optimizer.search.trials.database_errors import STORAGE_ERRORS
+from optimizer.search.trials.database_errors import storage_errors
 from optimizer.search.trials.optuna_privates import id_of_study, id_of_trial, storage_of
 from optimizer.search.trials.sampler_state import check_sampler_state
 from optimizer.search.trials.storage import PATIENCE, FileWatch, StorageAddress, StorageLost, persist
@@ -114,7 +114,7 @@ class SharedStorage:
             return stage.trials
         if study_id != self._budgets_of or time.monotonic() > self._budgets_at + _COUNT_INTERVAL:
             # This number is for information only; a faulty storage raises elsewhere.
-            with suppress(*STORAGE_ERRORS, StudyError):
+            with suppress(*storage_errors(), StudyError):
                 self._budgets = self.storage.get_study_user_attrs(study_id)
             self._budgets_of, self._budgets_at = study_id, time.monotonic()
         names = [worker.name for worker in self._lately_living()]
@@ -123,7 +123,7 @@ class SharedStorage:
     def _lately_living(self) -> tuple[Worker, ...]:
         if self.worker_name is not None and time.monotonic() > self._counted_at + _COUNT_INTERVAL:
             # This number is for information only; a faulty storage raises elsewhere.
-            with suppress(*STORAGE_ERRORS, StudyError):
+            with suppress(*storage_errors(), StudyError):
                 self._living = self.workers.living()
             self._counted_at = time.monotonic()
         return self._living

@@ -1,12 +1,13 @@
 """The meaning of database errors: the database is unavailable, or its contents are unusable."""
 
 import sqlite3
+import sys
 
 from filelock import Timeout
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, StatementError
 
-__all__ = ["STORAGE_ERRORS", "is_unavailable", "reason_of", "sqlite_code_of"]
+__all__ = ["is_unavailable", "reason_of", "sqlite_code_of", "storage_errors"]
 
 # SQLite's primary result codes for a readable file that is not a sound database of trials.
 _UNSOUND = frozenset(
@@ -26,17 +27,12 @@ _UNSOUND = frozenset(
 _TEMPORARY = ("08", "40", "53", "55", "57", "58")
 
 
-def _storage_errors() -> tuple[type[Exception], ...]:
-    """Return the classes of errors that a storage raises; see `is_unavailable`."""
-    try:
-        import psycopg  # noqa: PLC0415  only where PostgreSQL is used
-    except ImportError:
-        return (DBAPIError, StorageInternalError, OSError, Timeout)
-    return (DBAPIError, StorageInternalError, OSError, Timeout, psycopg.Error)
-
-
-STORAGE_ERRORS = _storage_errors()
-"""Classes of the errors that a storage raises; `is_unavailable` decides whether a retry can help."""
+def storage_errors() -> tuple[type[Exception], ...]:
+    """Return the classes of errors that a storage raises; `is_unavailable` decides whether a retry can help."""
+    # psycopg takes 0.1 s to import, and only PostgreSQL needs it. Its errors cannot be raised before it is imported.
+    psycopg = sys.modules.get("psycopg")
+    further = () if psycopg is None else (psycopg.Error,)
+    return (DBAPIError, StorageInternalError, OSError, Timeout, *further)
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -50,7 +46,7 @@ def is_unavailable(error: BaseException) -> bool:
         problem, so that a retry would not help.
 
     """
-    if not isinstance(error, STORAGE_ERRORS):
+    if not isinstance(error, storage_errors()):
         return False
     found = _origin(error)
     if isinstance(found, sqlite3.Error):

@@ -10,8 +10,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from alembic.script import ScriptDirectory
-
 from optimizer.errors import StudyError
 from optimizer.search.trials.optuna_privates import models
 
@@ -161,6 +159,8 @@ def _check_columns(connection: sqlite3.Connection, tables: Iterable[str]) -> Ite
 def _is_of_another_version(connection: sqlite3.Connection, tables: Iterable[str]) -> bool:
     if _VERSION not in tables:
         return False
+    from alembic.script import ScriptDirectory  # noqa: PLC0415  takes 0.2 s to import, and a new file needs none of it
+
     versions = [str(version) for (version,) in connection.execute(f"select version_num from {_VERSION}")]  # noqa: S608
     scripts = ScriptDirectory(str(Path(models.__file__).with_name("alembic")))
     return versions != [scripts.get_current_head()]

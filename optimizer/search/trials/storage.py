@@ -31,7 +31,7 @@ from optimizer.events import LOGGED
 from optimizer.extras import missing_extra, require
 from optimizer.printable import quoted
 from optimizer.search.trials.checked_storage import CheckedStorage
-from optimizer.search.trials.database_errors import STORAGE_ERRORS, is_unavailable, reason_of, sqlite_code_of
+from optimizer.search.trials.database_errors import is_unavailable, reason_of, sqlite_code_of, storage_errors
 from optimizer.search.trials.optuna_privates import engine_of
 from optimizer.search.trials.sqlite_files import connect_to, finish_writing, holds_tables, is_database
 from optimizer.studies import DATABASE
@@ -358,7 +358,7 @@ def open_storage(
         yield CheckedStorage(storage, address.shown, fresh=address.path is not None, read_only=read_only)
     finally:
         # Windows cannot replace or delete a file that is open.
-        with suppress(*STORAGE_ERRORS):
+        with suppress(*storage_errors()):
             storage.remove_session()
         if (engine := engine_of(storage)) is not None:
             engine.dispose()
@@ -443,6 +443,8 @@ def persist(
 ) -> _Given:
     """Run an action, again at growing intervals while the storage is unavailable.
 
+    Other errors of the storage, which a retry would not mend, pass through.
+
     Args:
         action: The action; it must be idempotent.
         address: The address of the storage, for messages.
@@ -453,7 +455,6 @@ def persist(
         The result of the action.
 
     Raises:
-        STORAGE_ERRORS: An error of the storage that a retry would not mend.
         StorageLost: The storage stays unavailable.
 
     """
@@ -461,7 +462,7 @@ def persist(
     while True:
         try:
             return action()
-        except STORAGE_ERRORS as error:
+        except storage_errors() as error:
             if not is_unavailable(error):
                 raise
             now = time.monotonic()

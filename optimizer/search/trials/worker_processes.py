@@ -38,7 +38,7 @@ class WorkerProcesses:
 
     def __init__(self, count: int, work: Callable[..., None], *arguments: Any) -> None:
         context: Any = multiprocessing.get_context(_METHOD)
-        context.set_forkserver_preload([work.__module__])
+        context.set_forkserver_preload([work.__module__, "scipy.optimize"])  # scipy's modules load on first use
         # Not an Event: a killed process could hold the lock inside it forever.
         self._stop = context.RawValue(c_bool, False)
         self._processes: list[BaseProcess] = [

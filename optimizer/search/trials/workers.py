@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 
 from optimizer.errors import StudyError
 from optimizer.files import host_name
-from optimizer.search.trials.database_errors import STORAGE_ERRORS
+from optimizer.search.trials.database_errors import storage_errors
 from optimizer.search.trials.storage import StorageAddress, psycopg_missing
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ class _PostgresWorkers(Workers):
         try:
             yield
         except BaseException:
-            with suppress(*STORAGE_ERRORS):  # the first error is the one to report
+            with suppress(*storage_errors()):  # the first error is the one to report
                 self._end_turn()
             raise
         self._end_turn()
@@ -271,7 +271,7 @@ class _PostgresWorkers(Workers):
     def close(self) -> None:
         self.mine = None
         if self._connection is not None:
-            with suppress(*STORAGE_ERRORS):  # the connection may be lost already
+            with suppress(*storage_errors()):  # the connection may be lost already
                 # The server notices a closed connection only some time later.
                 self._connection.execute("select pg_advisory_unlock_all()")
             self._connection.close()
