@@ -16,9 +16,11 @@ from typing import Any
 
 from waiting import PATIENCE, wait_for
 
+from optimizer.search.trials.worker_processes import _USED_LATER
+
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 # The libraries take three seconds of a processor.
-_PRELOADED = ["optimizer.search.running", "optimizer.cli"]
+_PRELOADED = ["optimizer.search.running", "optimizer.cli", *_USED_LATER]
 _OUTPUTS = Path(tempfile.mkdtemp(prefix="blockfit-processes-"))
 atexit.register(shutil.rmtree, _OUTPUTS, ignore_errors=True)
 _numbers = count(1)

@@ -19,6 +19,8 @@ __all__ = ["WorkerProcesses", "ignore_interrupts", "should_go_on"]
 # Neither method passes on a thread or a GPU context. On Linux a server imports the libraries once and forks each
 # process. Elsewhere each process imports them: Windows cannot fork, and libraries of macOS do not survive a fork.
 _METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+# Modules that every search imports only when it needs them.
+_USED_LATER = ("scipy.optimize", "scipy.sparse.csgraph", "alembic.command", "sqlalchemy.dialects.sqlite")
 # Seconds for a process to finish its trial after a stop; a trial of full-size checkpoints takes about 1 s.
 _GRACE = 60.0
 
@@ -38,7 +40,7 @@ class WorkerProcesses:
 
     def __init__(self, count: int, work: Callable[..., None], *arguments: Any) -> None:
         context: Any = multiprocessing.get_context(_METHOD)
-        context.set_forkserver_preload([work.__module__, "scipy.optimize"])  # scipy's modules load on first use
+        context.set_forkserver_preload([work.__module__, *_USED_LATER])
         # Not an Event: a killed process could hold the lock inside it forever.
         self._stop = context.RawValue(c_bool, False)
         self._processes: list[BaseProcess] = [
