@@ -130,7 +130,7 @@ def test_the_benchmark_runs_through(run: Run, family: Path, tmp_path: Path) -> N
     assert worst["attention"] < 1e-6
     assert worst["weights"] < 1e-9
     assert worst["delta"] < 1e-9
-    assert figures["worst difference from the planted coefficients"]["exact delta"] < 0.01
+    assert figures["worst difference from the planted coefficients"]["exact explained"] < 0.01
     assert not (family / "candidate.safetensors").exists()
 
 

@@ -165,7 +165,10 @@ FIT = {
 
 @pytest.mark.parametrize("damage", kinds("fit"))
 def test_a_fit_uses_valid_trials_only(damaged, damage):
-    """`fit` continues with the valid trials up to its budget, or refuses the file; stored rows stay."""
+    """`fit` continues with the valid trials up to its budget, or refuses the file; stored rows stay.
+
+    A trial that no process runs is marked as lost.
+    """
     folder = damaged(damage)
     path = folder / "study.db"
     before = rows_of(path) if damage.becomes != REFUSED else path.read_bytes()
@@ -185,7 +188,12 @@ def test_a_fit_uses_valid_trials_only(damaged, damage):
     assert damage.becomes != REFUSED, warnings
     assert damage.name not in FIT, warnings
     assert [len(search.completed) for search in result.searches] == [5, 5]
-    assert any("left out" in text for text in warnings) == (damage.becomes == LEFT_OUT), warnings
+    left_out = damage.becomes == LEFT_OUT or damage.name == "running with values"
+    assert any("left out" in text for text in warnings) == left_out, warnings
+    if damage.name in ("running with values", "running, and ended"):
+        (lost,) = {row for row in before if row[0] == "trials"} - rows_of(path)
+        assert lost[1] == 1  # the damaged trial, which now has another end
+        before.remove(lost)
     assert rows_of(path) >= before
     write_trials(result, folder / "trials.csv")
     again = fit(load_study(folder).with_trials(5))
@@ -340,7 +348,8 @@ def test_damage_in_a_journal_is_reported(journal, tmp_path, capsys, damage):
             for case in (
                 ("update trials set number = 3 where trial_id = 1", "are not numbered from 0 to 1"),
                 ("update study_directions set direction = 'MINIMIZE'", "another program made it"),
-                ("drop table trial_values cascade", "cannot be read"),
+                # Opening the database creates the missing table again.
+                    ("drop table trial_values cascade", "cannot be read|its value is not one similarity"),
             )
         ),
         (
@@ -367,7 +376,7 @@ def test_damage_in_postgresql_is_reported(finished_study, tmp_path, postgresql, 
 
     assert waits == []
     assert warnings
-    assert all(words in line for line in warnings)
+    assert all(re.search(words, line) for line in warnings), warnings
     assert "se/cret" not in str(warnings)
     assert "fresh=True" not in str(warnings)
 
