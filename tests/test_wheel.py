@@ -182,6 +182,7 @@ def test_fit_merge_and_report_without_extras(without, family):
         ["status", study],
         ["merge", study / "best.yaml", "-o", family / "merged.safetensors"],
         ["report", study],
+        ["plots", study],
     ]
 
     results = without(*quick, *drawing, folder=family)

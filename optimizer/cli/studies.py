@@ -1,7 +1,7 @@
-"""Commands on studies: init, fit, status, ceiling, report, dashboard and demo."""
+"""Commands on studies: init, fit, status, ceiling, report, plots, dashboard and demo."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -155,6 +155,9 @@ def fit(
     log_file: Annotated[
         Path | None, typer.Option("--log-file", metavar="FILE", help="Append one line of JSON per trial to this file.")
     ] = None,
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Draw the plots at the end, as the command `plots` does.")
+    ] = False,
     no_verify: NoVerify = False,
     models: Models = None,
     as_json: Json = False,
@@ -162,8 +165,9 @@ def fit(
 ) -> None:
     """Search the free alphas of a recipe for the best similarity to a target; resume an earlier fit.
 
-    Writes study.db, best.yaml, trials.csv and plots/ beside the study; with --candidates also candidate-2.yaml and so
-    on. Ctrl-C finishes the running trial and exports the best recipe so far; a second Ctrl-C stops at once.
+    Writes study.db, best.yaml and trials.csv beside the study; with --candidates also candidate-2.yaml and so on, with
+    --plots also plots/. Ctrl-C finishes the running trial and exports the best recipe so far; a second Ctrl-C stops at
+    once.
 
     With --json one object, also after Ctrl-C if there is a result: study, folder, recipe, target, interrupted, searches
     (each with best, trial, completed, trials ...), steps (similarity before and after, by metric), other_random_inputs,
@@ -176,7 +180,7 @@ def fit(
     budgeted = loaded if trials is None else loaded.with_trials(trials)
     result = fit_and_report(
         budgeted, chosen_device(device), fresh=fresh, candidates=candidates, workers=workers, storage=storage,
-        log_file=log_file, check_hashes=not no_verify, as_json=as_json,
+        log_file=log_file, plots=plots, check_hashes=not no_verify, as_json=as_json,
     )  # fmt: skip
     _leave_if_interrupted(result)
 
@@ -302,6 +306,44 @@ def report(
 
 
 @app.command(
+    short_help="Draw a study's trials and alphas as pictures.",
+    epilog=examples("plots studies/demo", "plots studies/demo -o drawn", "plots studies/demo --json"),
+)
+def plots(
+    study: StudyPath,
+    output: Annotated[
+        Path | None, output_option("Folder to write to; default: plots/ in the study's folder.", metavar="FOLDER")
+    ] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a study's results as PNG files: similarity by trial, by block and by alpha, and the alphas of all blocks.
+
+    The study need not be finished. Needs no checkpoints.
+
+    With --json one object: plots (the folder), written (files).
+    """
+    from optimizer.search import found_result
+    from optimizer.studies import load_study
+
+    loaded = load_study(study, with_files=False)
+    loaded.outputs.check()
+    found = found_result(loaded, storage)
+    for note in found.notes:
+        say_warning(note)
+    folder = loaded.outputs.plots if output is None else output
+    with message("drawing the plots"):
+        from optimizer.reports.plots import write_plots
+
+        written = write_plots(found.result, folder)
+    if as_json:
+        print_json({"plots": str(folder), "written": list(map(str, written))})
+        return
+    say(f"plots: {folder}")
+
+
+@app.command(
     short_help="Show a study's trials in a browser.",
     epilog=examples("dashboard studies/demo", "dashboard studies/demo --port 8081"),
 )
@@ -349,7 +391,7 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit a small trained family of checkpoints, end to end: recipes, plots, pictures. Takes about a minute.
+    """Fit a small trained family of checkpoints, end to end: recipes and pictures. Takes about a minute.
 
     With --json one object: folder, fits (for each the output of `fit --json`, without files), coefficients (of each
     recipe's sources: mean over the blocks, and mean error against the true recipe), pictures (the file).
@@ -384,10 +426,11 @@ def fit_and_report(
     workers: int | None = None,
     storage: str | None = None,
     log_file: Path | None = None,
+    plots: bool = False,
     check_hashes: bool = True,
     as_json: bool = False,
 ) -> "FitResult":
-    """Fit a study, write trials.csv and the plots, log every trial to fit.log, and print the result.
+    """Fit a study, write trials.csv, log every trial to fit.log, and print the result.
 
     If the study's folder is not writable, InputError is raised before any file is read.
 
@@ -399,6 +442,7 @@ def fit_and_report(
         workers: Number of processes; None for one that no other joins.
         storage: Address of the trials; None for the study's folder.
         log_file: File to append one line of JSON per trial to.
+        plots: Whether to draw the plots.
         check_hashes: Whether files must have the hashes that the recipe notes.
         as_json: Whether to print the result as JSON.
 
@@ -423,8 +467,8 @@ def fit_and_report(
                 check_hashes=check_hashes, events=events, hashes=hash_cache(),
             )  # fmt: skip
         log.ended(result)
-    written, unwritten = _write_reports(result)
-    _print_result(result, candidates, written)
+    written, unwritten = _write_reports(result, plots=plots)
+    _print_result(result, candidates, storage, written)
     if as_json:
         print_json({**result.as_dict(), "written": list(map(str, written)), "unwritten": unwritten})
     for problem in unwritten:
@@ -435,17 +479,21 @@ def fit_and_report(
     return result
 
 
-def _write_reports(result: "FitResult") -> tuple[list[Path], list[str]]:
-    """Write trials.csv and the plots; return the paths of all files of the fit, and the problems with the others."""
+def _write_reports(result: "FitResult", *, plots: bool) -> tuple[list[Path], list[str]]:
+    """Write trials.csv and maybe the plots; return the paths of the fit's files, and the problems with the others."""
     outputs = result.study.outputs
     written = [outputs.best, *(outputs.candidate(candidate.number) for candidate in result.candidates)]
     unwritten = list[str]()
     # best.yaml is written already: a failure of one file must not prevent the others.
-    with message("drawing the plots"):
-        from optimizer.reports.plots import write_plots
+    with message("drawing the plots" if plots else "writing the trials"):
         from optimizer.reports.trials import write_trials
 
-        for write, path in ((write_trials, outputs.trials_table), (write_plots, outputs.plots)):
+        writers: list[tuple[Callable[[FitResult, Path], object], Path]] = [(write_trials, outputs.trials_table)]
+        if plots:
+            from optimizer.reports.plots import write_plots
+
+            writers.append((write_plots, outputs.plots))
+        for write, path in writers:
             try:
                 write(result, path)
                 written.append(path)
@@ -456,9 +504,10 @@ def _write_reports(result: "FitResult") -> tuple[list[Path], list[str]]:
     return written, unwritten
 
 
-def _print_result(result: "FitResult", candidates: int, written: Sequence[Path]) -> None:
-    """Print the tables and files of a fit; `candidates` is the requested number of recipes."""
+def _print_result(result: "FitResult", candidates: int, storage: str | None, written: Sequence[Path]) -> None:
+    """Print the tables and files of a fit, and the next commands; `candidates` is the requested number of recipes."""
     from optimizer.reports import candidates_table, simple_recipe, spread_table, steps_table
+    from optimizer.search import shown_storage
 
     console = make_console()
     console.print(steps_table(result))
@@ -481,3 +530,6 @@ def _print_result(result: "FitResult", candidates: int, written: Sequence[Path])
     ):
         if path in written:
             say(f"{name}: {path}")
+    shown = shown_storage(result.study, storage)
+    arguments = quoted(result.study.argument) + ("" if shown is None else f" --storage {quoted(shown)}")
+    say(f"look at it: blockfit report {arguments}, blockfit plots {arguments}")

@@ -301,7 +301,7 @@ def _draw_against_alpha(search: SearchResult, parameters: Sequence[Parameter], p
     size = (6.4, 4.2) if count == 1 else (3.3, 2.4) if count <= 9 else (2.35, 1.95)
     figure, panels = _grid(count, columns, size)
     one_step = len({parameter.step for parameter in search.parameters}) == 1
-    found = next(((name, search.exact[name]) for name in EXACT_METRICS if name in search.exact), None)
+    found = _exact_optimum(search)
     seen: dict[str, Line2D] = {}
     for axes, parameter in zip(panels, parameters, strict=True):
         points = [
@@ -315,7 +315,7 @@ def _draw_against_alpha(search: SearchResult, parameters: Sequence[Parameter], p
                 alphas, scores, ls="", marker="o", ms=3.5, mew=0, c=_BLUE, alpha=0.45
             )
         if found is not None:
-            line = axes.axvline(found[1].point[parameter.name], c=_GREEN, ls="--", lw=1.2, zorder=1)
+            line = axes.axvline(found[1][parameter.name], c=_GREEN, ls="--", lw=1.2, zorder=1)
             seen[f"exact optimum of {found[0]}"] = line
         for x, y, trial in points:
             if search.best is not None and trial.number == search.best.number:
@@ -333,6 +333,20 @@ def _draw_against_alpha(search: SearchResult, parameters: Sequence[Parameter], p
         figure, panels, columns, "alpha", f"{search.stage.measured[0][0]} similarity of the panel's {blocks} (%)"
     )
     return _finish(figure, seen)
+
+
+def _exact_optimum(search: SearchResult) -> tuple[str, Mapping[str, float]] | None:
+    """Return a metric with an exact optimum and the alphas there; None without one.
+
+    Results that were read from the trials have no exact optimum, but a trial at it.
+    """
+    for name in EXACT_METRICS:
+        if name in search.exact:
+            return name, search.exact[name].point
+        for trial in search.completed:
+            if trial.origin == f"exact {name}":
+                return name, trial.alphas
+    return None
 
 
 def _panel_title(search: SearchResult, parameter: Parameter, one_step: bool, limit: int) -> str:

@@ -79,7 +79,7 @@ def found_result(study: Study, storage: str | None = None) -> Found:
         if search.trials
     )
     if recipe is None and not any(result.best for result in results):
-        raise StudyError(f"{study.folder}: not fitted yet; fit it first: blockfit fit {quoted(study.folder)}")
+        raise StudyError(f"{study.folder}: not fitted yet; fit it first: blockfit fit {quoted(study.argument)}")
     by_trials = study.recipe
     found_by: dict[tuple[str, str, str], tuple[float, str]] = {}
     for deciding in deciding_searches(results):

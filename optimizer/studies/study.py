@@ -29,6 +29,7 @@ __all__ = [
     "with_found_files",
 ]
 
+_FILE = "study.yaml"
 _NAME = re.compile(r"[\w.-]{1,80}")
 _GENERATION = re.compile(r"@\d+$")
 
@@ -101,6 +102,11 @@ class Study:
     asked_trials: int | None = None
 
     @property
+    def argument(self) -> Path:
+        """The study as an argument of commands: its folder, or its YAML file if that has another name than usual."""
+        return self.folder if self.path is None or self.path.name == _FILE else self.path
+
+    @property
     def outputs(self) -> StudyFolder:
         """The paths of the files that blockfit writes into the study's folder."""
         return StudyFolder(self.folder)
@@ -134,7 +140,7 @@ class Study:
 def study_file(path: Path | str) -> Path:
     """Return the YAML file of a study that is named by its file or its folder."""
     path = Path(path)
-    return path / "study.yaml" if os.path.isdir(path) else path
+    return path / _FILE if os.path.isdir(path) else path
 
 
 def load_study(

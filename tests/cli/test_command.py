@@ -55,12 +55,14 @@ def trials(folder: Path) -> list[dict[str, str]]:
 
 
 def test_fit_writes_its_results_and_continues(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A fit writes a recipe without free alphas, one row per trial, a log and plots; a second fit adds nothing."""
+    """A fit writes a recipe without free alphas, one row per trial, a log and no plots; a second fit adds nothing."""
     assert run("fit", folder) == 0
     rows = trials(folder)
     assert len(rows) == 6
     assert "search:" not in (folder / "best.yaml").read_text(encoding="utf-8")
-    assert len(list((folder / "plots").glob("*.png"))) >= 4
+    assert not (folder / "plots").exists()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f'look at it: blockfit report "{folder}", blockfit plots "{folder}"'
     assert (folder / "fit.log").read_text(encoding="utf-8").count(" COMPLETE ") == 6
 
     assert run("fit", folder) == 0
@@ -135,6 +137,29 @@ def test_help_of_every_command_has_an_example(capsys: pytest.CaptureFixture[str]
     for command in ("inspect", "compare", "fit", "merge", "preview", "status", "demo"):
         assert run(command, "--help") == 0
         assert f"blockfit {command} " in capsys.readouterr().out.replace("Examples:", "Example:").split("Example:")[1]
+
+
+def test_plots_are_drawn_on_request(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`fit --plots` and `plots` draw the same pictures; `plots` may write them to another folder, also as JSON says."""
+    assert run("fit", folder, "--plots") == 0
+    assert f"plots: {folder / 'plots'}" in capsys.readouterr().out.splitlines()
+    assert run("plots", folder, "-o", folder.parent / "drawn", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+
+    drawn = {path.name: path.read_bytes() for path in (folder / "plots").iterdir()}
+    assert len(drawn) >= 4
+    assert {path.name: path.read_bytes() for path in (folder.parent / "drawn").iterdir()} == drawn
+    assert found["plots"] == str(folder.parent / "drawn")
+    assert {Path(path).name for path in found["written"]} == set(drawn)
+
+
+def test_plots_need_a_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`plots` of a study that was never fitted is refused in one line, and writes nothing."""
+    assert run("plots", folder) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "not fitted yet" in line
+    assert not (folder / "plots").exists()
 
 
 def test_models_are_found_in_named_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def fit(environment: dict[str, str], blockfit: Blockfit) -> Callable[[Path], tup
     """Fit a study with the command and return the exit code and the lines on stderr."""
 
     def fit(folder: Path) -> tuple[int, list[str]]:
-        done = blockfit("fit", folder)
+        done = blockfit("fit", folder, "--plots")
         return done.returncode, done.stderr.splitlines()
 
     return fit

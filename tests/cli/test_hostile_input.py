@@ -407,7 +407,7 @@ def test_names_write_no_files_elsewhere(
     (folder / "study.yaml").write_text(STUDY[: STUDY.index("[{")].rstrip() + "\n" + stages, encoding="utf-8")
     before, escaped = files_in(folder.parent), Path(tempfile.gettempdir()) / "blockfit-escaped"
 
-    code, out, _ = run("fit", folder)
+    code, out, _ = run("fit", folder, "--plots")
 
     assert code == 0
     made = {path.relative_to(folder.parent).as_posix() for path in files_in(folder.parent).keys() - before.keys()}

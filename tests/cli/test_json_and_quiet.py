@@ -142,7 +142,7 @@ def test_quiet_keeps_errors_and_warnings(prepared, capsys, monkeypatch):
 
 def test_json_of_a_fit_agrees_with_its_files(prepared, capsys, monkeypatch):
     """The JSON of a fit agrees with its files: best trial, similarities by step and metric, files written."""
-    assert run(prepared, monkeypatch, "fit", ".", "--candidates", "2", "--json") == 0
+    assert run(prepared, monkeypatch, "fit", ".", "--candidates", "2", "--plots", "--json") == 0
 
     found = json.loads(capsys.readouterr().out)
     (search,) = found["searches"]

@@ -149,6 +149,8 @@ COMMANDS = {
     "ceiling": lambda study: ("ceiling", study),
     "report": lambda study: ("report", study),
     "report elsewhere": lambda study: ("report", study, "-o", study.parent / "page.html"),
+    "plots": lambda study: ("plots", study),
+    "plots elsewhere": lambda study: ("plots", study, "-o", study.parent / "drawn"),
     "dashboard": lambda study: ("dashboard", study, "--port", 0),
 }
 
@@ -220,6 +222,7 @@ def test_a_folder_may_be_a_link(study: Path, tmp_path: Path, run: Run) -> None:
     assert run("status", mine)[0] == 0
     assert run("simplify", mine / "best.yaml", "--tolerance", "0.1")[0] == 0
     assert run("report", mine)[0] == 0
+    assert run("plots", mine)[0] == 0
     assert run("merge", mine / "best.yaml", "-o", mine / "clone.safetensors")[0] == 0
 
     written = {path.name for path in study.iterdir() if not path.is_symlink()}
@@ -473,7 +476,7 @@ def make_hot_journal(database: Path, super_journal: Path) -> Path:
     return journal
 
 
-@pytest.mark.parametrize("command", ["fit", "two workers", "status", "report", "dashboard"])
+@pytest.mark.parametrize("command", ["fit", "two workers", "status", "report", "plots", "dashboard"])
 def test_a_journal_that_deletes_another_file_is_refused(study: Path, victim: Path, run: Run, command: str) -> None:
     """A journal that makes SQLite delete another file when it opens the database is refused."""
     make_hot_journal(study / "study.db", victim)
