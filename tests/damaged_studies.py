@@ -359,7 +359,9 @@ JOURNAL_DAMAGES = (
     Damage("a line that is no mapping", _lines("[1, 2]"), REFUSED, "cannot be opened"),
     Damage("a line that is no JSON", _lines("nonsense", "{}"), REFUSED, "cannot be opened"),
     Damage("a line that is deep", _lines(_DEEP), REFUSED, "cannot be opened"),
-    Damage("a line of bytes", lambda path: path.write_bytes(b"\xff\xfe\n" + path.read_bytes()), REFUSED, "is not a journal"),
+    Damage(
+        "a line of bytes", lambda path: path.write_bytes(b"\xff\xfe\n" + path.read_bytes()), REFUSED, "is not a journal"
+    ),
     Damage("an empty line", _lines("", first=True), REFUSED, "is not a journal"),
     Damage("a torn last line", _torn, NOTHING),
     Damage("empty", lambda path: path.write_bytes(b""), NOTHING),

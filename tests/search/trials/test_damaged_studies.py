@@ -349,7 +349,7 @@ def test_damage_in_a_journal_is_reported(journal, tmp_path, capsys, damage):
                 ("update trials set number = 3 where trial_id = 1", "are not numbered from 0 to 1"),
                 ("update study_directions set direction = 'MINIMIZE'", "another program made it"),
                 # Opening the database creates the missing table again.
-                    ("drop table trial_values cascade", "cannot be read|its value is not one similarity"),
+                ("drop table trial_values cascade", "cannot be read|its value is not one similarity"),
             )
         ),
         (
