@@ -16,9 +16,9 @@ from typing import Any
 
 from waiting import PATIENCE, wait_for
 
-from optimizer.search.trials.worker_processes import _USED_LATER
+from optimizer.search.trials.worker_processes import _METHOD, _USED_LATER
 
-_CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_CONTEXT: Any = multiprocessing.get_context(_METHOD)
 # The libraries take three seconds of a processor.
 _PRELOADED = ["optimizer.search.running", "optimizer.cli", *_USED_LATER]
 _OUTPUTS = Path(tempfile.mkdtemp(prefix="blockfit-processes-"))

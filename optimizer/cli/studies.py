@@ -51,7 +51,7 @@ from optimizer.printable import quoted
 if TYPE_CHECKING:
     import torch
 
-    from optimizer.search import FitResult
+    from optimizer.search import FitResult, Found
     from optimizer.studies import Study
 
 
@@ -283,16 +283,14 @@ def report(
     from optimizer.analysis import found_ceilings
     from optimizer.files import check_output
     from optimizer.reports.page import check_report_name, report_figures, write_report
-    from optimizer.search import found_result, shown_storage
+    from optimizer.search import shown_storage
     from optimizer.studies import load_study
 
     loaded = load_study(study, with_files=False)
     written = loaded.outputs.report if output is None else output
     check_report_name(written)
     check_output(written)
-    found = found_result(loaded, storage)
-    for note in found.notes:
-        say_warning(note)
+    found = _found(loaded, storage)
     with reading() as progress:
         ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
     page = write_report(
@@ -324,14 +322,10 @@ def plots(
 
     With --json one object: plots (the folder), written (files).
     """
-    from optimizer.search import found_result
     from optimizer.studies import load_study
 
     loaded = load_study(study, with_files=False)
-    loaded.outputs.check()
-    found = found_result(loaded, storage)
-    for note in found.notes:
-        say_warning(note)
+    found = _found(loaded, storage)
     folder = loaded.outputs.plots if output is None else output
     with message("drawing the plots"):
         from optimizer.reports.plots import write_plots
@@ -401,6 +395,16 @@ def demo(
     found = run_demo(folder, fit=lambda study: fit_and_report(study, chosen_device(device)), console=make_console())
     if as_json:
         print_json({"folder": str(folder), **found.as_dict()})
+
+
+def _found(study: "Study", storage: str | None) -> "Found":
+    """Return what the fits of a study found so far, with a warning for each trial that is ignored."""
+    from optimizer.search import found_result
+
+    found = found_result(study, storage)
+    for note in found.notes:
+        say_warning(note)
+    return found
 
 
 def _leave_if_interrupted(result: "FitResult") -> None:
