@@ -6,7 +6,7 @@ Each component is solved separately:
 
     explained, c(x) affine        Least squares within bounds by active sets (Stark and Parker, Bounded-variable least
                                   squares, 1995), which reaches bounds exactly.
-    one alpha, one block, a line  Closed form: a cosine along a line has one stationary point.
+    one alpha, one block          Closed form: a cosine along a line has one stationary point.
     anything else                 L-BFGS-B with exact gradients from several starts; for explained after Gauss-Newton
                                   steps, each of which is such a least squares problem.
 
@@ -23,6 +23,7 @@ import scipy  # loads its modules on first use
 import torch
 from numpy.typing import NDArray
 
+from optimizer.analysis.moments import moments_of
 from optimizer.recipes import Algebra, Parameter, Space
 from optimizer.samplers import connected
 from optimizer.similarity import ExplainedMetric, QuadraticMetric
@@ -32,7 +33,7 @@ __all__ = ["ExactOptimum", "exact_optimum", "keeping_point"]
 
 Vector = NDArray[np.float64]
 
-# Points of the scan over a single alpha that moves several blocks or is not affine; the best ones are refined.
+# Points of the scan over a single alpha that moves several blocks; the best ones are refined.
 _SCAN = 257
 # Random points, and how many of the best of them are starts, besides the starting values.
 _RANDOM_POINTS = 128
@@ -117,12 +118,9 @@ class _Component:
         local = Algebra(algebra.recipe, [algebra.groups[row] for row in rows], algebra.sources, algebra.output)
         self._metric = kept
         self._space = Space(local, parameters)
-        self._products = metric.products[rows]
-        self._with_target = metric.with_target[rows]
         self._blocks = list(kept.blocks)
-        position = {block: index for index, block in enumerate(self._blocks)}
-        self._block = torch.tensor([position[group.block] for group in local.groups if group.block], dtype=torch.long)
-        self._moves = self._space.moves()
+        block = [self._blocks.index(group.block) for group in local.groups if group.block]
+        self._moments = moments_of(self._space, metric, rows, block)
         self._low = np.array([parameter.free.low for parameter in parameters])
         self._high = np.array([parameter.free.high for parameter in parameters])
         self._start = np.array(self._space.start)
@@ -169,32 +167,21 @@ class _Component:
 
     def value_and_gradient(self, point: Vector, *, clipped: bool = False) -> tuple[float, Vector]:
         """Return the mean similarity at `point` and its derivatives by the free alphas, `clipped` to [-1, 1] or not."""
-        coefficients, jacobian = self._expand(point)
-        weighted = (self._products @ coefficients[:, :, None])[:, :, 0]
-        linear = self._sum((self._with_target * coefficients).sum(dim=-1))
-        quadratic = self._sum((weighted * coefficients).sum(dim=-1))
+        found = self._moments.derivatives(point)
+        linear, quadratic = torch.from_numpy(found.linear), torch.from_numpy(found.quadratic)
         values, slopes = self._metric.value(linear, quadratic), self._metric.slopes(linear, quadratic)
         if clipped:
             within = self._metric.clip(values) == values
             values, slopes = self._metric.clip(values), (slopes[0] * within, slopes[1] * within)
-        by_linear, by_quadratic = (slope[self._block] for slope in slopes)
-        # dq = 2 c' M dc, by each alpha of the group's block.
-        slope = (jacobian * self._with_target).sum(dim=-1) * by_linear
-        slope += 2 * (jacobian * weighted).sum(dim=-1) * by_quadratic
-        gradient = torch.einsum("pag,ag->p", self._moves, slope) / len(self._blocks)
-        return float(values.mean()), gradient.numpy()
+        by_linear, by_quadratic = (slope.numpy() for slope in slopes)
+        gradient = found.pulled @ by_linear + 2 * (found.along @ by_quadratic)
+        return float(values.mean()), np.asarray(gradient / len(self._blocks))
 
     def _values(self, points: Vector) -> Vector:
         """Return the mean similarity at each of points [n, parameters]."""
-        values: Vector = self._metric.clip(self._metric.value(*self._moments(points))).mean(dim=-1).numpy()
+        linear, quadratic = map(torch.from_numpy, self._moments.at(points))
+        values: Vector = self._metric.clip(self._metric.value(linear, quadratic)).mean(dim=-1).numpy()
         return values
-
-    def _moments(self, points: Vector) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return products of the merges at points [n, parameters] with the target and themselves, both [n, blocks]."""
-        coefficients = self._space.coefficients(torch.from_numpy(points))
-        linear = torch.einsum("ngk,gk->ng", coefficients, self._with_target)
-        quadratic = torch.einsum("ngk,gkl,ngl->ng", coefficients, self._products, coefficients)
-        return self._sum(linear), self._sum(quadratic)
 
     def _least_squares(self, random: np.random.Generator) -> Vector:
         """Return the point of the smallest |merged - target|^2, each block's in units of the base's; or a better one.
@@ -240,12 +227,9 @@ class _Component:
     def _is_affine(self, random: np.random.Generator) -> bool:
         """Return whether the coefficients are affine in all free alphas together; they are affine in each of them."""
         if len(self._start) == 1:
-            low, high, middle = self._space.coefficients(
-                torch.from_numpy(np.stack([self._low, self._high, (self._low + self._high) / 2]))
-            )
-            return torch.allclose(middle, (low + high) / 2, rtol=0, atol=1e-12)
-        first, second = (self._jacobian(random.uniform(self._low, self._high)) for _ in range(2))
-        return torch.allclose(first, second, rtol=0, atol=1e-12)
+            return True
+        first, second = (self._moments.jacobian(random.uniform(self._low, self._high)) for _ in range(2))
+        return np.allclose(first, second, rtol=0, atol=1e-12)
 
     def _nearest(self, point: Vector) -> Vector:
         """Return the best point within the bounds of the merge linearised around `point`.
@@ -271,30 +255,20 @@ class _Component:
             moved[at_bound] = bound[at_bound]
         return np.clip(moved, self._low, self._high)
 
-    def _jacobian(self, point: Vector) -> torch.Tensor:
-        """Return the derivatives of the coefficients by the free alphas, [parameters, groups, sources]."""
-        _, jacobian = self._expand(point)
-        return torch.einsum("pag,agk->pgk", self._moves, jacobian)
-
     def _closed_form(self) -> Vector | None:
-        """Return the best value of a single alpha that moves one block along a line; None in any other case.
+        """Return the best value of a single alpha that moves one block; None if it moves several.
 
-        With products p + q a with the target and u + 2 v a + w a^2 with itself, the derivative of
+        A merge is affine in one alpha. With products p + q a with the target and u + 2 v a + w a^2 with itself, where
+        a runs from 0 at the lower bound to 1 at the upper one, the derivative of
         (p + q a) / sqrt(u + 2 v a + w a^2) vanishes only at a = (q u - p v) / (p w - q v).
         """
         if len(self._blocks) != 1:
             return None
         low, high = float(self._low[0]), float(self._high[0])
-        ends = torch.tensor([[low], [high], [(low + high) / 2]], dtype=torch.float64)
-        first, last, middle = self._space.coefficients(ends)
-        if not torch.allclose(middle, (first + last) / 2, rtol=0, atol=1e-12):
-            return None
-        origin, direction = first, last - first
-        p, q = (float((self._with_target * vector).sum()) for vector in (origin, direction))
-        u, v, w = (
-            float(torch.einsum("gk,gkl,gl->", left, self._products, right))
-            for left, right in ((origin, origin), (origin, direction), (direction, direction))
-        )
+        found, moving = self._moments.derivatives(self._low), self._moments.curvature(self._low)
+        p, q = float(found.linear[0]), (high - low) * float(found.pulled[0, 0])
+        u, v = float(found.quadratic[0]), (high - low) * float(found.along[0, 0])
+        w = (high - low) ** 2 * float(moving[0, 0, 0])
         candidates = [self._start[0], low, high]
         divisor = p * w - q * v
         if divisor != 0 and 0 < (share := (q * u - p * v) / divisor) < 1:
@@ -396,35 +370,19 @@ class _Component:
         metric's unit, all [parameters, parameters]. The fourth is the gradient of |m - target|^2 / 2 in that unit,
         [parameters].
         """
-        unit = self._metric.unit
-        coefficients, jacobian = self._expand(point)
-        per_parameter = torch.einsum("pag,agk->pgk", self._moves, jacobian)
-        weighted = (self._products @ coefficients[:, :, None])[:, :, 0]
-        along = self._sum((per_parameter * weighted).sum(dim=-1))
-        moving = self._sum(torch.einsum("pgk,gkl,qgl->pqg", per_parameter, self._products, per_parameter))
-        quadratic = self._sum((weighted * coefficients).sum(dim=-1)).clamp_min(1e-300)
+        unit = self._metric.unit.numpy()
+        found, moving = self._moments.derivatives(point), self._moments.curvature(point)
+        quadratic = np.maximum(found.quadratic, 1e-300)
         relative = moving / quadratic
-        turning = relative - along[:, None] * along[None] / quadratic**2
-        pulled = self._sum((per_parameter * self._with_target).sum(dim=-1))
-        slope = (along - pulled) / unit
-        return (
-            turning.sum(dim=-1).numpy(),
-            relative.sum(dim=-1).numpy(),
-            (moving / unit).sum(dim=-1).numpy(),
-            slope.sum(dim=-1).numpy(),
-        )
+        share = found.along / quadratic
+        turning = relative - share[:, None] * share
+        slope = (found.along - found.pulled) / unit
+        return turning.sum(axis=-1), relative.sum(axis=-1), (moving / unit).sum(axis=-1), slope.sum(axis=-1)
 
     def _distance(self, point: Vector) -> float:
-        linear, quadratic = self._moments(point[None])
-        return float(((quadratic - 2 * linear + self._metric.target) / self._metric.unit).sum())
-
-    def _expand(self, point: Vector) -> tuple[torch.Tensor, torch.Tensor]:
-        alphas = self._space.alphas(torch.from_numpy(np.asarray(point, dtype=np.float64))[None])[0]
-        return self._space.algebra.jacobian(alphas)
-
-    def _sum(self, by_group: torch.Tensor) -> torch.Tensor:
-        sums = torch.zeros(*by_group.shape[:-1], len(self._blocks), dtype=torch.float64)
-        return sums.index_add(-1, self._block, by_group)
+        linear, quadratic = self._moments.at(point[None])
+        unit, target = self._metric.unit.numpy(), self._metric.target.numpy()
+        return float(((quadratic - 2 * linear + target) / unit).sum())
 
 
 def _scaled(matrix: Vector) -> tuple[Vector, Vector, Vector]:
