@@ -50,20 +50,8 @@ def test_type_checkers_know_the_names(tmp_path: Path) -> None:
     script.write_text(USER + "fit(0)\nfrom optimizer import fitt\n", encoding="utf-8")
     # Libraries are not followed: their types take six times as long as blockfit's, and none occurs in the script.
     libraries = [
-        "torch",
-        "numpy",
-        "scipy",
-        "optuna",
-        "sqlalchemy",
-        "psycopg",
-        "pandas",
-        "matplotlib",
-        "pydantic",
-        "rich",
-        "typer",
-        "diffusers",
-        "transformers",
-        "IPython",
+        *("torch", "numpy", "scipy", "optuna", "sqlalchemy", "psycopg", "pandas", "matplotlib", "pydantic", "rich"),
+        *("typer", "diffusers", "transformers", "IPython"),
     ]
     settings = tmp_path / "mypy.ini"
     modules = ",".join(f"{library}.*" for library in libraries)
