@@ -5,6 +5,7 @@ from optimizer.analysis.exact import ExactOptimum, exact_optimum, keeping_point
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges
 from optimizer.analysis.simplified_files import simple_path, simplify_file, simplify_fit
 from optimizer.analysis.simplifying import Simplified
+from optimizer.analysis.verdict import Verdict, describe_compared, judge
 from optimizer.analysis.verifying import Verified, verify
 
 __all__ = [
@@ -15,9 +16,12 @@ __all__ = [
     "NarrowRange",
     "Simplified",
     "SourceShare",
+    "Verdict",
     "Verified",
+    "describe_compared",
     "exact_optimum",
     "found_ceilings",
+    "judge",
     "keeping_point",
     "narrow_ranges",
     "simple_path",

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy  # loads its modules on first use
 import torch
 from numpy.typing import NDArray
 
@@ -32,14 +31,14 @@ from optimizer.analysis.exact import exact_optimum
 from optimizer.analysis.linear import (
     RANK,
     Linear,
-    Matrix,
-    Vector,
     largest_cosine,
+    largest_share,
     least_squares_with_errors,
     tensor_weights,
 )
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges_of
 from optimizer.analysis.scored_spaces import scored_spaces
+from optimizer.analysis.verdict import Verdict, judge
 from optimizer.errors import InputError, StudyError
 from optimizer.events import Progress
 from optimizer.library import HashCache, Library
@@ -166,7 +165,8 @@ class Ceiling:
     """The ceilings of all blocks under one metric; `note` lists caveats and is empty if there are none.
 
     `unchanged` are the blocks in which the target equals the base, so that the metric has nothing to score. `narrow`
-    are the ranges of free alphas that exclude the best ones, computed for `explained` only.
+    are the ranges of free alphas that exclude the best ones, computed for `explained` only. `verdict` is the same for
+    all metrics.
     """
 
     metric: str
@@ -176,6 +176,7 @@ class Ceiling:
     note: str
     unchanged: tuple[str, ...] = ()
     narrow: tuple[NarrowRange, ...] = ()
+    verdict: Verdict | None = None
 
     @property
     def total(self) -> dict[str, float | None]:
@@ -189,6 +190,7 @@ class Ceiling:
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
         return {
+            "verdict": None if self.verdict is None else self.verdict.as_dict(),
             "metric": self.metric,
             "blocks": {
                 block: {
@@ -293,6 +295,7 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
     note = f"these figures do not bound {' and '.join(unbounded)}, {which}" if unbounded else ""
     spaces = scored_spaces(study.recipe, study.stages, measured)
     identified = identify(list(spaces.values()))
+    verdict = judge(measured, study.recipe, study.stages, fitted)
     results = []
     for name in metrics:
         blocks: dict[str, BlockCeiling] = {}
@@ -308,7 +311,7 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
         ordered = {block: blocks[block] for block in measured.layout.blocks if block in blocks}
         shares = source_shares(measured, name, tuple(ordered))
         kept = tuple(block for block in measured.layout.blocks if block in unchanged)
-        results.append(Ceiling(name, ordered, shares, identified, note, kept, tuple(narrow)))
+        results.append(Ceiling(name, ordered, shares, identified, note, kept, tuple(narrow), verdict))
     return tuple(results)
 
 
@@ -452,70 +455,10 @@ def _total_ceiling(measured: Measured, metric: str, blocks: Sequence[str], witho
 def _block_ceiling(measured: Measured, metric: str, block: str, *, bounded: bool, without: int | None = None) -> float:
     """Return the largest similarity of any merge; `without` is the position of a source to leave out."""
     if metric == "explained":
-        return _largest_share(measured, block, bounded=bounded, without=without)
+        return largest_share(measured, block, bounded=bounded, without=without)
     linear = Linear.of_block(measured.statistics, measured.groups, block, without, whole=metric == "weights")
     corner = partial(linear.corner, with_base=measured.base is not None) if bounded else None
     return largest_cosine(linear.products, linear.with_target, linear.target, corner)
-
-
-def _largest_share(measured: Measured, block: str, *, bounded: bool, without: int | None) -> float:
-    """Return the largest share of a block's difference from the base that any merge explains, in [-1, 1]."""
-    statistics, groups = measured.statistics, measured.groups
-    gram, group = statistics.gram.numpy(), statistics.group.numpy()
-    in_block = np.array([name == block for name in statistics.blocks])
-    left = difference = 0.0
-    for row in np.unique(group[in_block]):
-        chosen = in_block & (group == row)
-        of_group = gram[chosen].sum(axis=0)
-        referenced = bool(statistics.referenced.numpy()[chosen].all())
-        holders = groups[row].holders
-        # Differences of the target and all sources from the base, or from the first source that contains the group.
-        unit = np.eye(len(of_group))
-        origin = np.zeros(len(of_group)) if referenced else unit[:, 1 + holders[0]]
-        aim = unit[:, -1] - origin
-        difference += max(float(aim @ of_group @ aim), 0.0)
-        moving = [unit[:, 1 + position] - origin for position in holders if position != without]
-        moving = [direction for direction in moving if direction @ of_group @ direction > 0]
-        if not moving:
-            left += max(float(aim @ of_group @ aim), 0.0)
-            continue
-        columns = np.stack(moving, axis=1)
-        left += _unexplained(columns.T @ of_group @ columns, columns.T @ of_group @ aim, float(aim @ of_group @ aim),
-                             within=(not bounded, referenced))  # fmt: skip
-    return float(np.clip(1 - left / difference, -1.0, 1.0)) if difference > 0 else math.nan
-
-
-def _unexplained(products: Matrix, with_target: Vector, target: float, within: tuple[bool, bool]) -> float:
-    """Return the smallest |X y - t|^2 over y.
-
-    `products` is X'X [n, n], `with_target` X't [n], `target` t't. `within` holds two flags. The first frees y. If it is
-    off, each y is in 0 to 1, and without the second flag so is 1 less their sum, the origin's share.
-    """
-    free, box = within
-    size = np.sqrt(np.diag(products))
-    values, axes = np.linalg.eigh(products / np.outer(size, size))
-    spanned = values > RANK * values[-1]
-    roots, axes = np.sqrt(values[spanned]), axes[:, spanned]
-    # These coordinates span the columns of X; the target is represented by its projection onto that span.
-    columns, projected = roots[:, None] * axes.T * size, axes.T @ (with_target / size) / roots
-    beyond = max(target - float(projected @ projected), 0.0)
-    if free:
-        return beyond
-    if box:
-        found = scipy.optimize.lsq_linear(
-            columns, projected, bounds=(0.0, 1.0), method="bvls", tol=1e-15, max_iter=1000
-        ).x
-        rest = columns @ found - projected
-        return beyond + float(rest @ rest)
-    # The point of a simplex nearest to zero: the u >= 0 with the smallest |D u|^2 + (sum u - 1)^2, scaled to the sum 1.
-    # In units of the target, so that neither term is lost in the rounding of the other.
-    length = max(float(np.linalg.norm(projected)), 1e-150)
-    corners = np.concatenate([np.zeros((len(projected), 1)), columns], axis=1) - projected[:, None]
-    shares, _ = scipy.optimize.nnls(
-        np.concatenate([corners / length, np.ones((1, corners.shape[1]))]), np.eye(len(projected) + 1)[-1]
-    )
-    rest = corners @ (shares / shares.sum())
-    return beyond + float(rest @ rest)
 
 
 def found_ceilings(

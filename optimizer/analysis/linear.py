@@ -9,9 +9,18 @@ import scipy  # loads its modules on first use
 from numpy.typing import NDArray
 
 from optimizer.recipes import Group
-from optimizer.similarity import Statistics
+from optimizer.similarity import Measured, Statistics
 
-__all__ = ["RANK", "Linear", "Matrix", "Vector", "largest_cosine", "least_squares_with_errors", "tensor_weights"]
+__all__ = [
+    "RANK",
+    "Linear",
+    "Matrix",
+    "Vector",
+    "largest_cosine",
+    "largest_share",
+    "least_squares_with_errors",
+    "tensor_weights",
+]
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -218,3 +227,73 @@ def tensor_weights(gram: Matrix, sizes: Vector, asked: Sequence[int]) -> Vector:
         weights = np.divide(sizes, left, out=np.zeros_like(left), where=left > 0)
         weights /= max(float(weights.max(initial=0.0)), 1e-300)
     return weights
+
+
+def largest_share(measured: Measured, block: str, *, bounded: bool = False, without: int | None = None) -> float:
+    """Return the largest share of a block's difference from the base that any merge explains.
+
+    Args:
+        measured: The statistics of the checkpoints.
+        block: The block.
+        bounded: Whether coefficients, except the base's, must be in 0 to 1.
+        without: The position of a source to leave out.
+
+    Returns:
+        The share, in [-1, 1]; NaN for a block that the target took over from the base.
+    """
+    statistics, groups = measured.statistics, measured.groups
+    gram, group = statistics.gram.numpy(), statistics.group.numpy()
+    in_block = np.array([name == block for name in statistics.blocks])
+    left = difference = 0.0
+    for row in np.unique(group[in_block]):
+        chosen = in_block & (group == row)
+        of_group = gram[chosen].sum(axis=0)
+        referenced = bool(statistics.referenced.numpy()[chosen].all())
+        holders = groups[row].holders
+        # Differences of the target and all sources from the base, or from the first source that contains the group.
+        unit = np.eye(len(of_group))
+        origin = np.zeros(len(of_group)) if referenced else unit[:, 1 + holders[0]]
+        aim = unit[:, -1] - origin
+        difference += max(float(aim @ of_group @ aim), 0.0)
+        moving = [unit[:, 1 + position] - origin for position in holders if position != without]
+        moving = [direction for direction in moving if direction @ of_group @ direction > 0]
+        if not moving:
+            left += max(float(aim @ of_group @ aim), 0.0)
+            continue
+        columns = np.stack(moving, axis=1)
+        left += _unexplained(columns.T @ of_group @ columns, columns.T @ of_group @ aim, float(aim @ of_group @ aim),
+                             within=(not bounded, referenced))  # fmt: skip
+    return float(np.clip(1 - left / difference, -1.0, 1.0)) if difference > 0 else math.nan
+
+
+def _unexplained(products: Matrix, with_target: Vector, target: float, within: tuple[bool, bool]) -> float:
+    """Return the smallest |X y - t|^2 over y.
+
+    `products` is X'X [n, n], `with_target` X't [n], `target` t't. `within` holds two flags. The first frees y. If it is
+    off, each y is in 0 to 1, and without the second flag so is 1 less their sum, the origin's share.
+    """
+    free, box = within
+    size = np.sqrt(np.diag(products))
+    values, axes = np.linalg.eigh(products / np.outer(size, size))
+    spanned = values > RANK * values[-1]
+    roots, axes = np.sqrt(values[spanned]), axes[:, spanned]
+    # These coordinates span the columns of X; the target is represented by its projection onto that span.
+    columns, projected = roots[:, None] * axes.T * size, axes.T @ (with_target / size) / roots
+    beyond = max(target - float(projected @ projected), 0.0)
+    if free:
+        return beyond
+    if box:
+        found = scipy.optimize.lsq_linear(
+            columns, projected, bounds=(0.0, 1.0), method="bvls", tol=1e-15, max_iter=1000
+        ).x
+        rest = columns @ found - projected
+        return beyond + float(rest @ rest)
+    # The point of a simplex nearest to zero: the u >= 0 with the smallest |D u|^2 + (sum u - 1)^2, scaled to the sum 1.
+    # In units of the target, so that neither term is lost in the rounding of the other.
+    length = max(float(np.linalg.norm(projected)), 1e-150)
+    corners = np.concatenate([np.zeros((len(projected), 1)), columns], axis=1) - projected[:, None]
+    shares, _ = scipy.optimize.nnls(
+        np.concatenate([corners / length, np.ones((1, corners.shape[1]))]), np.eye(len(projected) + 1)[-1]
+    )
+    rest = corners @ (shares / shares.sum())
+    return beyond + float(rest @ rest)

@@ -122,8 +122,9 @@ def compare(
 
     With --json a list with one object per candidate: candidate (as typed), file, metric, seed, blocks (similarity of
     each; null if the target's block equals the base's), total (their mean), pooled (explained only: all blocks' squares
-    summed first).
+    summed first), verdict (explained only: text).
     """
+    from optimizer.analysis import describe_compared
     from optimizer.reports import block_table
     from optimizer.similarity import METRICS, check_installed, read_prompts
     from optimizer.similarity import compare as compare_files
@@ -142,6 +143,11 @@ def compare(
                 prompts=texts, clip_skip=clip_skip, device=chosen_device(device), progress=progress,
             )  # fmt: skip
     used = next(iter(found.values())).metric
+    verdicts = {
+        name: describe_compared(scores, paths[name].stem, target_file.stem, base_file.stem)
+        for name, scores in found.items()
+        if used == "explained" and base_file is not None
+    }
     if as_json:
         options: dict[str, object] = {"metric": used, "seed": seed}
         if METRICS[used].needs_prompts:
@@ -158,6 +164,7 @@ def compare(
                     "blocks": scores,
                     "total": scores.total if len(scores) > len(scores.unchanged) else None,
                     **({} if scores.pooled is None else {"pooled": scores.pooled}),
+                    **({} if name not in verdicts else {"verdict": {"text": verdicts[name]}}),
                 }
                 for name, scores in found.items()
             ]
@@ -166,6 +173,8 @@ def compare(
     uses = Counter(Path(name).name for name in found)
     rows = {Path(name).name if uses[Path(name).name] == 1 else name: scores for name, scores in found.items()}
     console = make_console()
+    for verdict in verdicts.values():
+        say(verdict)
     console.print(block_table(f"{used} similarity to {target.name}", rows, width=console.width))
 
 

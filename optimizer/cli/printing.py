@@ -6,16 +6,20 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
 from optimizer.cli.application import State
 from optimizer.cli.flags import in_options
 from optimizer.errors import BlockfitWarning
 from optimizer.printable import printable
+
+if TYPE_CHECKING:
+    from optimizer.analysis import Verdict
 
 __all__ = [
     "bar_updates",
@@ -27,6 +31,7 @@ __all__ = [
     "reading",
     "say",
     "say_problem",
+    "say_verdict",
     "say_warning",
     "shows_progress",
     "use_utf8",
@@ -132,6 +137,15 @@ def progress_bars(console: Console) -> Progress:
         TimeRemainingColumn(table_column=Column(min_width=7)),
     )
     return Progress(*columns, console=console, transient=True, disable=not shows_progress(console))
+
+
+def say_verdict(verdict: "Verdict") -> None:
+    """Print a verdict to stdout: each warning as a paragraph of its own, then the sentences as another one."""
+    console = make_console()
+    for warning in verdict.warnings:
+        console.print(Text(printable(f"ATTENTION: {warning}"), "bold"))
+    if verdict.sentences:
+        console.print(Text(printable(" ".join(verdict.sentences))))
 
 
 @contextmanager

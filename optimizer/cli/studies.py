@@ -39,6 +39,7 @@ from optimizer.cli.printing import (
     reading,
     say,
     say_problem,
+    say_verdict,
     say_warning,
 )
 from optimizer.errors import InputError
@@ -169,9 +170,10 @@ def fit(
     --plots also plots/. Ctrl-C finishes the running trial and exports the best recipe so far; a second Ctrl-C stops at
     once.
 
-    With --json one object, also after Ctrl-C if there is a result: study, folder, recipe, target, interrupted, searches
-    (each with best, trial, completed, trials ...), steps (similarity before and after, by metric), other_random_inputs,
-    candidates, narrow_ranges (ranges that exclude the best alphas), written (files), unwritten (one problem per file).
+    With --json one object, also after Ctrl-C if there is a result: study, folder, recipe, target, interrupted, verdict
+    (text, recipe, reachable, sources ...), searches (each with best, trial, completed, trials ...), steps (similarity
+    before and after, by metric), other_random_inputs, candidates, narrow_ranges (ranges that exclude the best alphas),
+    written (files), unwritten (one problem per file).
     """
     from optimizer.studies import load_study
 
@@ -192,8 +194,10 @@ def fit(
 def status(study: StudyPath, storage: Storage = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Show the progress of a study: trials done and left, best similarities, and live workers. Needs no checkpoints.
 
-    With --json one object: searches (each with search, completed, budget, best ...), workers, seconds_left, ends, notes
-    (on trials that are ignored).
+    Below is the verdict of the last fit.
+
+    With --json one object: verdict (text; null before the first fit), searches (each with search, completed, budget,
+    best ...), workers, seconds_left, ends, notes (on trials that are ignored).
     """
     from optimizer.reports import status_table
     from optimizer.search import study_status
@@ -219,22 +223,25 @@ def ceiling(
         str,
         typer.Option("--metric", help=f"Metric: {listed(CeilingMetric)}.", autocompletion=completing.ceiling_metrics),
     ] = "all",
+    blocks: Annotated[bool, typer.Option("--blocks", help="Show the figures of each block too.")] = False,
     no_verify: NoVerify = False,
     device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compute the similarities that a study can reach: by its recipe, by its free alphas, by any merge of its sources.
+    """Say how much of the target a study's sources explain, which of them are in it, and what is missing.
 
-    The study need not be fitted. Checkpoints are not needed once their statistics are in the study's folder.
+    Below the verdict are the similarities that the study can reach: by its recipe, by its free alphas, by any merge of
+    its sources; with --blocks those of each block. The study need not be fitted. Checkpoints are not needed once their
+    statistics are in the study's folder.
 
-    With --json one object: metric, blocks (each with recipe, best, ceiling, ceiling_bounded, not_in_sources ...),
-    total, sources (coefficient, error, loss ...), rank, alphas, trade_off, idle, narrow_ranges, note; with --metric all
-    also other_metrics. A block is null if the target's equals the base's.
+    With --json one object: verdict (text, reachable, sources ...), metric, blocks (each with recipe, best, ceiling,
+    ceiling_bounded, not_in_sources ...), total, sources (coefficient, error, loss ...), rank, alphas, trade_off, idle,
+    narrow_ranges, note; with --metric all also other_metrics. A block is null if the target's equals the base's.
     """
     from optimizer.analysis import study_ceilings
-    from optimizer.reports import ceiling_tables
+    from optimizer.reports import ceiling_summary, ceiling_tables
     from optimizer.similarity import EXACT_METRICS
     from optimizer.studies import load_study
 
@@ -250,7 +257,11 @@ def ceiling(
         print_json({**main_metric.as_dict(), **more})
         return
     console = make_console()
-    for by_metric in found:
+    if (verdict := found[0].verdict) is not None:
+        say_verdict(verdict)
+    for part in ceiling_summary(found, loaded.recipe.layout):
+        console.print(part)
+    for by_metric in found if blocks else ():
         for table in ceiling_tables(by_metric, loaded.recipe.layout):
             console.print(table)
 
@@ -276,9 +287,9 @@ def report(
 
     The study need not be finished. Checkpoints are not needed once their statistics are in the study's folder.
 
-    With --json one object: report (the file), study, complete, stages (similarity before and after, ceiling, by stage,
-    step and metric), ceilings (total by metric), searches (trials and best of each), sources (coefficient, license and
-    standing of each), remarks (headings of the remarks on the page).
+    With --json one object: report (the file), study, verdict (text), complete, stages (similarity before and after,
+    ceiling, by stage, step and metric), ceilings (total by metric), searches (trials and best of each), sources
+    (coefficient, license and standing of each), remarks (headings of the remarks on the page).
     """
     from optimizer.analysis import found_ceilings
     from optimizer.files import check_output
@@ -509,7 +520,14 @@ def _write_reports(result: "FitResult", *, plots: bool) -> tuple[list[Path], lis
 
 
 def _print_result(result: "FitResult", candidates: int, storage: str | None, written: Sequence[Path]) -> None:
-    """Print the tables and files of a fit, and the next commands; `candidates` is the requested number of recipes."""
+    """Print the verdict, the recipes and files of a fit, and the next commands.
+
+    Args:
+        result: The fit.
+        candidates: The requested number of recipes.
+        storage: The storage of the trials as given.
+        written: The files that were written.
+    """
     from optimizer.reports import candidates_table, simple_recipe, spread_table, steps_table
     from optimizer.search import shown_storage
 
@@ -521,10 +539,12 @@ def _print_result(result: "FitResult", candidates: int, storage: str | None, wri
         console.print(candidates_table(result))
     if len(result.candidates) < candidates - 1:
         console.print(f"only {len(result.candidates) + 1} of {candidates} recipes: no other trial differs enough")
-    if result.simple is not None:
-        console.print(simple_recipe(result.simple))
     for narrow in result.narrow:
         say(f"range too narrow: {narrow.describe(result.study.recipe.layout)}")
+    if result.verdict is not None:
+        say_verdict(result.verdict)
+    if result.simple is not None:
+        console.print(simple_recipe(result.simple))
     outputs = result.study.outputs
     for name, path in (
         ("best recipe", outputs.best),
@@ -537,3 +557,5 @@ def _print_result(result: "FitResult", candidates: int, storage: str | None, wri
     shown = shown_storage(result.study, storage)
     arguments = quoted(result.study.argument) + ("" if shown is None else f" --storage {quoted(shown)}")
     say(f"look at it: blockfit report {arguments}, blockfit plots {arguments}")
+    recipe = outputs.best if result.simple is None else outputs.simple
+    say(f"use it: blockfit merge {quoted(recipe)} -o clone.safetensors")

@@ -332,6 +332,7 @@ class Fitted(_Notes):
         other_random_inputs: Scores on random inputs that were not fitted on.
         candidate: The rank of a recipe that is not the best, from 2 up.
         simplified: The simplification, if the recipe was simplified.
+        verdict: The verdict on the recipe and its sources, in sentences.
     """
 
     by: str | None = field(default=None, metadata=_by(_text))
@@ -344,3 +345,4 @@ class Fitted(_Notes):
     other_random_inputs: tuple[FittedSpread, ...] | None = field(default=None, metadata=_by(_spreads))
     candidate: int | None = field(default=None, metadata=_by(_whole))
     simplified: Simplification | None = field(default=None, metadata=_by(_record(Simplification)))
+    verdict: str | None = field(default=None, metadata=_by(_text))

@@ -3,7 +3,7 @@
 Only tables and logs are exported here: frames, trials, plots, page and dashboard load heavy libraries; import them.
 """
 
-from optimizer.reports.ceilings import ceiling_tables
+from optimizer.reports.ceilings import ceiling_summary, ceiling_tables
 from optimizer.reports.listings import inspection_table, preview_table, status_table
 from optimizer.reports.live import LiveFit
 from optimizer.reports.logs import FitLog, open_fit_log
@@ -22,6 +22,7 @@ __all__ = [
     "LiveFit",
     "block_table",
     "candidates_table",
+    "ceiling_summary",
     "ceiling_tables",
     "inspection_table",
     "open_fit_log",

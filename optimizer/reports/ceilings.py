@@ -1,6 +1,6 @@
 """Terminal tables of the similarity that a study can reach."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import RenderableType
@@ -13,12 +13,56 @@ from optimizer.printable import printable
 from optimizer.recipes import described_alphas
 from optimizer.reports.tables import percent
 
-__all__ = ["ceiling_tables"]
+__all__ = ["ceiling_summary", "ceiling_tables"]
 
 
 def ceiling_tables(found: Ceiling, layout: Layout) -> tuple[RenderableType, ...]:
     """Return the tables of one metric: similarities by block, the sources' shares, and remarks on the figures."""
     return _blocks(found), _sources(found), Text("\n".join(map(printable, _remarks(found, layout))) + "\n")
+
+
+def ceiling_summary(found: Sequence[Ceiling], layout: Layout) -> tuple[RenderableType, ...]:
+    """Return the totals by every metric, the sources' shares, and what must be known about the figures.
+
+    Args:
+        found: The ceilings by one or several metrics.
+        layout: The layout of the study.
+
+    Returns:
+        Tables and texts.
+    """
+    totals = Table(box=box.ROUNDED)
+    totals.add_column("similarity")
+    for by_metric in found:
+        totals.add_column(by_metric.metric, justify="right")
+    rows = {"recipe": "best recipe", "best": "best free alphas", "ceiling": "any merge of these sources"}
+    for key, title in rows.items():
+        values = [by_metric.total[key] for by_metric in found]
+        if key != "recipe" or any(value is not None for value in values):
+            totals.add_row(title, *map(_percent, values))
+    main = found[0]
+    notes = [f"Range too narrow: {narrow.describe(layout)}." for narrow in main.narrow]
+    if main.identified.trade_off:
+        notes.append(
+            f"The {main.identified.alphas} free alphas move the coefficients in {main.identified.rank} directions: "
+            "several recipes are equally good."
+        )
+    if main.note:
+        notes.append(f"Note: {main.note}.")
+    return totals, _shares(main), *map(Text, map(printable, notes))
+
+
+def _shares(found: Ceiling) -> Table:
+    """Return a table of the sources: their coefficient over all blocks, its range, and what the ceiling loses."""
+    table = Table(box=box.ROUNDED)
+    for heading in ("source", "coefficient", "error", "least", "most", "loses without"):
+        table.add_column(heading, justify="left" if heading == "source" else "right")
+    for name, share in found.sources.items():
+        blocks = [coefficient.weighed for coefficient in share.blocks.values()]
+        error = "-" if share.weighed_error is None else f"{share.weighed_error:.4f}"
+        ends = [f"{end:.3f}" for end in (min(blocks), max(blocks))] if blocks else ["-", "-"]
+        table.add_row(Text(printable(name)), f"{share.weighed:.4f}", error, *ends, percent(share.loss))
+    return table
 
 
 def _blocks(found: Ceiling) -> Table:

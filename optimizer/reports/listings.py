@@ -75,7 +75,8 @@ def status_table(found: StudyStatus) -> Group:
             "-" if entry.seconds_per_trial is None else f"{entry.seconds_per_trial:.3f}",
             "-" if entry.seconds_left is None else _duration(entry.seconds_left),
         )
-    return Group(table, *(Text(line) for line in _summary_lines(found)))
+    verdict = [] if found.verdict is None else [Text(printable(found.verdict))]
+    return Group(table, *(Text(line) for line in _summary_lines(found)), *verdict)
 
 
 def preview_table(found: "Preview") -> Group:

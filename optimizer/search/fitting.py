@@ -2,11 +2,12 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from optimizer.analysis import narrow_ranges
+from optimizer.analysis import judge, narrow_ranges
 from optimizer.checkpoints import open_checkpoint
 from optimizer.errors import CheckpointError, InputError, StudyError
 from optimizer.library import HashCache
@@ -128,11 +129,13 @@ def _fit(context: FitContext, *, fresh: bool, check_hashes: bool) -> FitResult:
         interrupted=stopped is not None,
         candidates=context.candidates,
     )
-    write_best(study, chosen.best)
+    verdict = judge(opened.measured, study.recipe, study.stages, chosen.best)
+    best = replace(chosen.best, fitted=chosen.best.noted.noting(verdict=verdict.text))
+    write_best(study, best)
     simple = None
     if stopped is None:
         write_candidates(study, chosen.candidates)
-        simple = write_simple(study, chosen.best, opened.measured, warn)
+        simple = write_simple(study, best, opened.measured, warn)
     else:
         remove_simple(study)
     narrow = narrow_ranges(study.recipe, study.stages, opened.measured, seed=study.seed) if complete else ()
@@ -142,7 +145,7 @@ def _fit(context: FitContext, *, fresh: bool, check_hashes: bool) -> FitResult:
         _check_hashes(study, hashed)
     return FitResult(
         study,
-        chosen.best,
+        best,
         found.results,
         chosen.scores,
         interrupted=stopped is not None,
@@ -150,6 +153,7 @@ def _fit(context: FitContext, *, fresh: bool, check_hashes: bool) -> FitResult:
         candidates=chosen.candidates,
         simple=simple,
         narrow=narrow,
+        verdict=verdict,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optimizer.analysis import ExactOptimum, NarrowRange, Simplified
+from optimizer.analysis import ExactOptimum, NarrowRange, Simplified, Verdict
 from optimizer.errors import StudyError
 from optimizer.recipes import Parameter, Recipe
 from optimizer.search.trials import Trial, best_of, completed
@@ -138,6 +138,7 @@ class FitResult:
         candidates: The next best recipes that differ, if requested.
         simple: The recipe of best.simple.yaml, with rounded numbers; None if it was not written.
         narrow: The search ranges that exclude the best alphas.
+        verdict: The verdict on the recipe and its sources.
 
     """
 
@@ -150,6 +151,7 @@ class FitResult:
     candidates: tuple[Candidate, ...] = ()
     simple: Simplified | None = None
     narrow: tuple[NarrowRange, ...] = ()
+    verdict: Verdict | None = None
 
     @property
     def similarities(self) -> dict[str, float]:
@@ -188,6 +190,7 @@ class FitResult:
             "recipe": str(self.study.recipe_path),
             "target": str(self.study.target),
             "interrupted": self.interrupted,
+            "verdict": None if self.verdict is None else self.verdict.as_dict(),
             "searches": [_search_as_dict(search) for search in self.searches],
             "steps": [
                 {

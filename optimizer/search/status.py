@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from optimizer.errors import InputError
 from optimizer.search.trials import (
     SearchTrials,
     TrialState,
@@ -14,7 +15,7 @@ from optimizer.search.trials import (
     seconds_left,
     seconds_per_trial,
 )
-from optimizer.studies import Study
+from optimizer.studies import Study, best_recipe
 
 __all__ = ["SearchStatus", "StudyStatus", "study_status"]
 
@@ -67,6 +68,7 @@ class StudyStatus:
         seconds_left: An estimate for all searches; None if no worker runs or if unknown.
         ends: The expected end in local time, from `seconds_left`.
         notes: One line for each reason why trials do not count.
+        verdict: The verdict that the last fit noted in best.yaml; None without one.
 
     """
 
@@ -75,10 +77,12 @@ class StudyStatus:
     seconds_left: float | None
     ends: datetime | None
     notes: tuple[str, ...] = ()
+    verdict: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, for JSON."""
         return {
+            "verdict": None if self.verdict is None else {"text": self.verdict},
             "searches": [search.as_dict() for search in self.searches],
             "workers": [asdict(worker) for worker in self.workers],
             "seconds_left": self.seconds_left,
@@ -110,7 +114,15 @@ def study_status(study: Study, storage: str | None = None) -> StudyStatus:
     seconds = sum(known) if living and len(known) == len(left) else None
     ends = None if seconds is None else datetime.now() + timedelta(seconds=seconds)
     notes = tuple(note for search in searched for note in search.notes)
-    return StudyStatus(tuple(searches), living, seconds, ends, notes)
+    return StudyStatus(tuple(searches), living, seconds, ends, notes, _noted_verdict(study))
+
+
+def _noted_verdict(study: Study) -> str | None:
+    try:
+        recipe = best_recipe(study)
+    except InputError:
+        return None  # the progress is known without it
+    return None if recipe is None else recipe.noted.verdict
 
 
 def _status(search: SearchTrials) -> SearchStatus:

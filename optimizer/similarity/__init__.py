@@ -4,7 +4,7 @@ Each metric has a file of its own; the registry lists them by name. Nothing here
 """
 
 from optimizer.similarity.attention import AttentionMetric, AttentionOptions
-from optimizer.similarity.comparing import compare
+from optimizer.similarity.comparing import Compared, compare
 from optimizer.similarity.comparison import Comparison, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import chosen_device, float32_products, select_device, unused_gpu
 from optimizer.similarity.encoder import EncoderOptions, check_encoder, prompts_sha256, read_prompts
@@ -40,6 +40,7 @@ __all__ = [
     "AttentionMetric",
     "AttentionOptions",
     "Combined",
+    "Compared",
     "Comparison",
     "EncoderOptions",
     "ExplainedMetric",

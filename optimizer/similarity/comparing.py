@@ -35,12 +35,24 @@ class Compared(dict[str, float | None]):
     Attributes:
         metric: Name of the metric.
         pooled: Share explained of all blocks together, in [-1, 1]; None for metrics other than `explained`.
+        length: Length of the checkpoint's difference from the base, in units of the length at which it would be nearest
+            to the target; None for other metrics, and where the difference points away from the target's.
+        at_best_length: Share that the checkpoint would explain of all blocks together at that length, in [0, 1].
     """
 
-    def __init__(self, scores: Mapping[str, float | None], metric: str, pooled: float | None = None) -> None:
+    def __init__(
+        self,
+        scores: Mapping[str, float | None],
+        metric: str,
+        pooled: float | None = None,
+        length: float | None = None,
+        at_best_length: float = 0.0,
+    ) -> None:
         super().__init__(scores)
         self.metric = metric
         self.pooled = pooled
+        self.length = length
+        self.at_best_length = at_best_length
 
     @property
     def unchanged(self) -> tuple[str, ...]:
@@ -132,9 +144,15 @@ def compare(
         warn_of_compared(layout, among)
         coefficients = torch.ones(1, len(comparison.groups), 1, dtype=torch.float64)
         scores = dict(zip(scorer.blocks, scorer.score(coefficients)[0].tolist(), strict=True))
-        pooled = float(scorer.pooled(coefficients)[0]) if isinstance(scorer, ExplainedMetric) and scores else None
+        pooled, length, at_best_length = None, None, 0.0
+        if isinstance(scorer, ExplainedMetric) and scores:
+            pooled = float(scorer.pooled(coefficients)[0])
+            linear, quadratic = (float(moments.sum()) for moments in scorer.moments(coefficients))
+            if linear > 0:
+                length = quadratic / linear
+                at_best_length = linear**2 / (quadratic * float(scorer.difference.sum()))
         order = chosen if scorer.unchanged else scorer.blocks
-        return Compared({block: scores.get(block) for block in order}, metric, pooled)
+        return Compared({block: scores.get(block) for block in order}, metric, pooled, length, at_best_length)
 
 
 def select_blocks(layout: Layout, metric: str, text: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from optimizer.errors import CheckpointError, InputError
 from optimizer.families import Layout, load_layout
 from optimizer.recipes import Group, Part
 from optimizer.similarity.comparison import Comparison
-from optimizer.similarity.measured_checks import check_grams, read_parts, read_texts
+from optimizer.similarity.measured_checks import check_grams, read_dtypes, read_parts, read_texts
 from optimizer.similarity.options import Options
 from optimizer.similarity.statistics import Statistics, measure_grams, refuse_not_finite
 
@@ -57,6 +57,7 @@ class Measured:
         scored: The parts that were measured: the first axis of `gram` and `referenced`.
         referenced: Whether the reference holds each scored part, bool [scored].
         gram: Gram matrices, float64 [scored, K + 2, K + 2], as in `Statistics`.
+        target_dtypes: Dtype of the target in each scored part, which bounds how well any merge can agree with it.
     """
 
     layout: Layout
@@ -68,6 +69,7 @@ class Measured:
     scored: tuple[Part, ...]
     referenced: torch.Tensor
     gram: torch.Tensor
+    target_dtypes: tuple[torch.dtype, ...]
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -136,6 +138,7 @@ class Measured:
             scored=_held_by(self.scored, old),
             referenced=self.referenced[chosen],
             gram=self.gram[chosen][:, rows][:, :, rows],
+            target_dtypes=tuple(self.target_dtypes[row] for row in chosen),
         )
 
     def with_hashes(self, hashes: Mapping[str, str]) -> "Measured":
@@ -182,8 +185,18 @@ def measure_family(
     kept = [row for row, part in enumerate(held) if part.block not in left_out]
     scored = tuple(held[row] for row in kept)
     referenced = torch.tensor([part.held_by(comparison.reference) for part in scored], dtype=torch.bool)
+    dtypes = tuple(comparison.target.tensors[part.name].dtype for part in scored)
     return Measured(
-        comparison.layout, mapping, base, dict(sources), target, comparison.parts, scored, referenced, grams[kept]
+        comparison.layout,
+        mapping,
+        base,
+        dict(sources),
+        target,
+        comparison.parts,
+        scored,
+        referenced,
+        grams[kept],
+        dtypes,
     )
 
 
@@ -201,6 +214,7 @@ def save_measured(measured: Measured, path: Path) -> None:
             for part in measured.parts
         ],
         "scored": [measured.parts.index(part) for part in measured.scored],
+        "target_dtypes": [str(dtype).removeprefix("torch.") for dtype in measured.target_dtypes],
     }
     tensors = {"gram": measured.gram.contiguous(), "referenced": measured.referenced}
     specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
@@ -255,7 +269,9 @@ def _read(data: Mapping[str, Any], gram: torch.Tensor, referenced: torch.Tensor)
     if any(part.block is None or not part.scored for part in scored):
         raise CheckpointError("it contains inner products of a tensor that is in no block")
     check_grams(gram, referenced, scored, len(names), 0 if base is None else names.index(base))
-    return Measured(layout, mapping, base, marks, target, parts, scored, referenced, gram)
+    # Files of earlier versions lack the dtypes: most targets are float16.
+    dtypes = read_dtypes(data.get("target_dtypes", ["float16"] * len(scored)), len(scored))
+    return Measured(layout, mapping, base, marks, target, parts, scored, referenced, gram, dtypes)
 
 
 def _held_by(parts: Iterable[Part], positions: Sequence[int]) -> tuple[Part, ...]:

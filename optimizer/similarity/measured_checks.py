@@ -10,9 +10,20 @@ from optimizer.errors import CheckpointError
 from optimizer.families import Layout
 from optimizer.recipes import Part
 
-__all__ = ["check_grams", "read_parts", "read_texts"]
+__all__ = ["check_grams", "read_dtypes", "read_parts", "read_texts"]
 
 _MOST_SOURCES, _MOST_PARTS = 1000, 100_000
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+    )
+}
 _HASH = re.compile(r"[0-9a-f]{64}")
 # Inner products of float32 tensors are 0 or within these limits. Products of three of them are then finite in float64.
 _SMALLEST, _LARGEST = 1e-95, 1e95
@@ -43,6 +54,24 @@ def read_texts(marks: Any) -> Iterator[tuple[str, str, str, str | None]]:
         if fields or not isinstance(file, str) or not _is_hash(fingerprint) or not (sha256 is None or _is_hash(sha256)):
             raise CheckpointError(f"its entry of {name!r} must be the file, its fingerprint and its hash")
         yield name, file, fingerprint, sha256
+
+
+def read_dtypes(names: Any, count: int) -> tuple[torch.dtype, ...]:
+    """Return the floating-point dtypes of these names.
+
+    Args:
+        names: Decoded JSON.
+        count: The number of parts.
+
+    Returns:
+        The dtypes, in order.
+
+    Raises:
+        CheckpointError: The names are not those of `count` floating-point dtypes.
+    """
+    if not isinstance(names, list) or len(names) != count or not all(name in _DTYPES for name in names):
+        raise CheckpointError("it does not list the dtypes of the target's tensors")
+    return tuple(_DTYPES[name] for name in names)
 
 
 def read_parts(parts: Any, layout: Layout, mapping: str, sources: int) -> tuple[Part, ...]:

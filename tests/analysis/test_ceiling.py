@@ -362,7 +362,10 @@ def test_command_prints_json_and_tables(far_study, capsys, monkeypatch, tmp_path
     assert [ceiling["metric"] for ceiling in both["other_metrics"]] == ["delta", "weights"]
     assert both["other_metrics"][0] == data
     assert json.loads(run("--json", "--metric", "both")[1])["metric"] == "delta"
-    assert "ceiling loses without" in run()[1]
+    assert "loses without" in run()[1]
+    assert "OUT03" not in run()[1].partition("narrow")[0]
+    assert "ceiling loses without" in run("--blocks")[1]
+    assert "OUT03" in run("--blocks")[1]
     assert run("--metric", "attention")[0] == 2
 
 

@@ -61,8 +61,9 @@ def test_fit_writes_its_results_and_continues(folder: Path, capsys: pytest.Captu
     assert len(rows) == 6
     assert "search:" not in (folder / "best.yaml").read_text(encoding="utf-8")
     assert not (folder / "plots").exists()
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == f'look at it: blockfit report "{folder}", blockfit plots "{folder}"'
+    *_, look, use = capsys.readouterr().out.splitlines()
+    assert look == f'look at it: blockfit report "{folder}", blockfit plots "{folder}"'
+    assert use == f'use it: blockfit merge "{folder / "best.simple.yaml"}" -o clone.safetensors'
     assert (folder / "fit.log").read_text(encoding="utf-8").count(" COMPLETE ") == 6
 
     assert run("fit", folder) == 0

@@ -42,6 +42,7 @@ _MOST_PANELS = 312  # panels of similarity against alpha: twelve steps of the fa
 _MOST_NOTATION = 300_000  # characters
 _MOST_NAMED = 12  # sources that a sentence lists
 _LONGEST_NOTE = 200  # characters of a text noted in the recipe
+_LONGEST_VERDICT = 2000
 _MOST_PASSES = 5  # passes of a stage with a history
 
 
@@ -176,6 +177,17 @@ class Page:
         return self.found.result.study.stages
 
     @property
+    def headline(self) -> str:
+        """The target's name: its file without folder and extension."""
+        return printable(PurePath(self.target.replace("\\", "/")).stem) or self.title
+
+    @property
+    def verdict(self) -> str | None:
+        """The verdict; that of the last fit if the sources' statistics are missing."""
+        verdict = None if self.main_ceiling is None else self.main_ceiling.verdict
+        return _text(self.recipe.noted.verdict, _LONGEST_VERDICT) if verdict is None else verdict.text
+
+    @property
     def alarms(self) -> tuple[Source, ...]:
         """The used sources whose licence is unknown."""
         return tuple(source for source in self.sources if source.alarming)
@@ -278,9 +290,9 @@ def contents(
     )
 
 
-def _text(noted: str | None) -> str | None:
+def _text(noted: str | None, longest: int = _LONGEST_NOTE) -> str | None:
     """Return a text noted in a recipe in printable characters, shortened; None stays None."""
-    return None if noted is None else printable(noted)[:_LONGEST_NOTE]
+    return None if noted is None else printable(noted)[:longest]
 
 
 def _reached(

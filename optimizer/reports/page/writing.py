@@ -100,6 +100,7 @@ def report_figures(page: Page) -> dict[str, Any]:
     """Return the page's main figures for JSON."""
     return {
         "study": page.title,
+        "verdict": None if page.verdict is None else {"text": page.verdict},
         "complete": not page.found.result.interrupted,
         "stages": [
             {
