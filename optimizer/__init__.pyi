@@ -2,6 +2,7 @@
 
 from optimizer.analysis import Ceiling as Ceiling
 from optimizer.analysis import Simplified as Simplified
+from optimizer.analysis import Verdict as Verdict
 from optimizer.analysis import found_ceilings as found_ceilings
 from optimizer.analysis import simplify_file as simplify_file
 from optimizer.analysis import study_ceilings as study_ceilings
@@ -21,6 +22,8 @@ from optimizer.events import Events as Events
 from optimizer.families import Layout as Layout
 from optimizer.families import load_layout as load_layout
 from optimizer.families import register_layout as register_layout
+from optimizer.interactive import Fit as Fit
+from optimizer.interactive import fit as fit
 from optimizer.interchange import export_recipe as export_recipe
 from optimizer.interchange import import_text as import_text
 from optimizer.library import HashCache as HashCache
@@ -53,6 +56,7 @@ from optimizer.reports.plots import figures as figures
 from optimizer.reports.plots import write_plots as write_plots
 from optimizer.reports.trials import trials_table as trials_table
 from optimizer.reports.trials import write_trials as write_trials
+from optimizer.samplers import BlockwiseSampler as BlockwiseSampler
 from optimizer.search import FitEvents as FitEvents
 from optimizer.search import FitResult as FitResult
 from optimizer.search import SearchProgress as SearchProgress
@@ -60,9 +64,10 @@ from optimizer.search import SearchResult as SearchResult
 from optimizer.search import StudyStatus as StudyStatus
 from optimizer.search import Trial as Trial
 from optimizer.search import TrialState as TrialState
-from optimizer.search import fit as fit
 from optimizer.search import found_result as found_result
 from optimizer.search import study_status as study_status
+from optimizer.similarity import METRICS as METRICS
+from optimizer.similarity import Compared as Compared
 from optimizer.similarity import Comparison as Comparison
 from optimizer.similarity import Metric as Metric
 from optimizer.similarity import MetricKind as MetricKind
@@ -73,6 +78,7 @@ from optimizer.similarity import build_metric as build_metric
 from optimizer.similarity import compare as compare
 from optimizer.similarity import measure_statistics as measure_statistics
 from optimizer.similarity import open_comparison as open_comparison
+from optimizer.similarity import register_metric as register_metric
 from optimizer.similarity import total_similarity as total_similarity
 from optimizer.studies import Stage as Stage
 from optimizer.studies import Study as Study

@@ -15,7 +15,7 @@ import optimizer
 PACKAGE = Path(optimizer.__file__).parent
 ROOT = PACKAGE.parent
 # Modules that every room may import.
-GROUND = frozenset({"choices", "errors", "events", "extras", "fonts", "printable", "threads", "version"})
+GROUND = frozenset({"choices", "errors", "events", "extras", "fonts", "html", "printable", "threads", "version"})
 # A room may import rooms of the lines above its own, and none of its own line or below.
 ORDER = (
     {"files"},
@@ -30,7 +30,7 @@ ORDER = (
     {"search"},
     {"reports"},
     {"demo"},
-    {"cli"},
+    {"cli", "interactive"},
 )
 ROOMS = tuple(sorted(set().union(*ORDER)))
 # Imports forbidden in addition to the order.

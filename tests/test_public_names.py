@@ -69,7 +69,7 @@ def test_type_checkers_know_the_names(tmp_path: Path) -> None:
     messages = [line.partition(": ")[2] for line in done.stdout.splitlines() if script.name in line]
     assert messages == [
         'note: Revealed type is "float"',
-        'error: Argument 1 to "fit" has incompatible type "int"; expected "Study"  [arg-type]',
+        'error: Argument 1 to "fit" has incompatible type "int"; expected "Study | Path | str"  [arg-type]',
         'error: Module "optimizer" has no attribute "fitt"; maybe "fit"?  [attr-defined]',
     ]
 

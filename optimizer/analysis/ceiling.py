@@ -41,6 +41,7 @@ from optimizer.analysis.scored_spaces import scored_spaces
 from optimizer.analysis.verdict import Verdict, judge
 from optimizer.errors import InputError, StudyError
 from optimizer.events import Progress
+from optimizer.html import html_table
 from optimizer.library import HashCache, Library
 from optimizer.merging import check_noted_hashes
 from optimizer.recipes import Algebra, Recipe, Space
@@ -78,6 +79,8 @@ CEILING_METRICS: dict[str, tuple[str, ...]] = {
 }
 """Metrics that ceilings are computed for, by the word that the user gives."""
 
+# Sources in a table for notebooks.
+_MOST_SHOWN = 15
 # A bound may be too low by this much, since sums are rounded.
 _ROUNDING = 1e-12
 
@@ -160,7 +163,7 @@ class Identified:
     idle: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ceiling:
     """The ceilings of all blocks under one metric; `note` lists caveats and is empty if there are none.
 
@@ -186,6 +189,21 @@ class Ceiling:
             values = {block: getattr(ceiling, name) for block, ceiling in self.blocks.items()}
             totals[name] = None if None in values.values() or not values else total_similarity(values)
         return totals
+
+    def __repr__(self) -> str:
+        """Return the verdict and the totals."""
+        texts = () if self.verdict is None else (*self.verdict.warnings, *self.verdict.sentences)
+        totals = ", ".join(f"{name} {value:.6f}" for name, value in self.total.items() if value is not None)
+        return "\n".join([*texts, f"{self.metric} over {len(self.blocks)} blocks: {totals}"])
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and a table of the sources, for notebooks."""
+        texts = () if self.verdict is None else (*self.verdict.warnings, *self.verdict.sentences)
+        totals = ", ".join(f"{name} {value:.4%}" for name, value in self.total.items() if value is not None)
+        shown = list(self.sources.items())[:_MOST_SHOWN]
+        rows = [(name, f"{share.weighed:.4f}", f"{share.loss:.4%}") for name, share in shown]
+        header = ("source", "coefficient", "ceiling loses without")
+        return html_table(header, rows, [*texts, f"{self.metric}: {totals}"])
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""

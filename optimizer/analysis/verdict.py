@@ -277,7 +277,9 @@ def _of_sources(verdict: Verdict) -> Iterator[str]:
         listed = _listed([f"{verdict.names[name]} ({_coefficient(verdict.sources[name])})" for name in inside])
         yield f"{listed} {'is' if len(inside) == 1 else 'are'} in it."
     if outside:
-        listed = _listed([f"{verdict.names[name]} ({_why_not(verdict.sources[name], verdict.floor)})" for name in outside])
+        listed = _listed(
+            [f"{verdict.names[name]} ({_why_not(verdict.sources[name], verdict.floor)})" for name in outside]
+        )
         is_or_are, it = ("is", "it") if len(outside) == 1 else ("are", "them")
         yield f"{listed} {is_or_are} not: leave {it} out."
 

@@ -11,6 +11,7 @@ from optimizer.reports.simple import simple_recipe
 from optimizer.reports.tables import (
     block_table,
     candidates_table,
+    percent,
     simplified_table,
     spread_table,
     steps_table,
@@ -26,6 +27,7 @@ __all__ = [
     "ceiling_tables",
     "inspection_table",
     "open_fit_log",
+    "percent",
     "preview_table",
     "simple_recipe",
     "simplified_table",

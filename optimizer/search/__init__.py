@@ -3,12 +3,13 @@
 Also the results and the progress of a study, read without its checkpoints.
 """
 
-from optimizer.search.events import FitEvents, SearchProgress
+from optimizer.search.events import FitEvents, SearchEvents, SearchProgress
 from optimizer.search.fitting import fit
 from optimizer.search.outcome import Found, found_result, shown_storage
 from optimizer.search.results import FitResult, SearchResult
 from optimizer.search.status import StudyStatus, study_status
 from optimizer.search.trials import (
+    PATIENCE,
     CheckedStorage,
     CheckedTrials,
     FrozenStudy,
@@ -24,6 +25,7 @@ from optimizer.search.trials import (
 )
 
 __all__ = [
+    "PATIENCE",
     "CheckedStorage",
     "CheckedTrials",
     "FitEvents",
@@ -31,6 +33,7 @@ __all__ = [
     "Found",
     "FrozenStudy",
     "OpenTrials",
+    "SearchEvents",
     "SearchProgress",
     "SearchResult",
     "StorageAddress",

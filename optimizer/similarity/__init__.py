@@ -27,6 +27,7 @@ from optimizer.similarity.registry import (
     MetricKind,
     build_metric,
     check_installed,
+    register_metric,
 )
 from optimizer.similarity.scorable import Scorable
 from optimizer.similarity.statistics import Statistics, measure_grams, measure_statistics, warn_of_zeros
@@ -69,6 +70,7 @@ __all__ = [
     "prompts_sha256",
     "read_measured",
     "read_prompts",
+    "register_metric",
     "save_measured",
     "score_step",
     "score_steps",

@@ -20,7 +20,16 @@ from optimizer.similarity.quadratic import DeltaMetric, ElementsMetric, Explaine
 from optimizer.similarity.scorable import Scorable
 from optimizer.similarity.statistics import Statistics
 
-__all__ = ["DEFAULT_METRIC", "EXACT_METRICS", "METRICS", "OPTIONS", "MetricKind", "build_metric", "check_installed"]
+__all__ = [
+    "DEFAULT_METRIC",
+    "EXACT_METRICS",
+    "METRICS",
+    "OPTIONS",
+    "MetricKind",
+    "build_metric",
+    "check_installed",
+    "register_metric",
+]
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,27 @@ DEFAULT_METRIC: MetricName = "explained"
 
 EXACT_METRICS = tuple(name for name, kind in METRICS.items() if kind.exact)
 """The metrics whose best alphas are found without a trial, the most informative first."""
+
+
+def register_metric(name: str, kind: MetricKind) -> None:
+    """Add a metric, which studies, `compare` and `fit` then take by its name.
+
+        register_metric("median", MetricKind(...))
+
+    Args:
+        name: The name of the metric.
+        kind: The metric.
+
+    Raises:
+        StudyError: The name is taken or cannot be written in a study, or the metric has options of its own.
+    """
+    if name in METRICS:
+        raise StudyError(f"received {name!r}, which is a metric already; choose another name", field="name")
+    if not name.isidentifier():
+        raise StudyError(f"received {name!r}; must consist of letters, digits and _", field="name")
+    if kind.options is not None and kind.options not in OPTIONS:
+        raise StudyError(f"received {kind.options.__name__}; must be options of a metric that exists", field="options")
+    METRICS[name] = kind
 
 
 def check_installed(metrics: Iterable[str]) -> None:

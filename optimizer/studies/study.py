@@ -12,6 +12,7 @@ from pydantic import Field, StrictInt, StrictStr
 from optimizer.errors import InputError, StudyError, attempt
 from optimizer.events import Progress
 from optimizer.files import TEXT_SUFFIXES, UserFile, missing_file, named_file, read_yaml, schema_of, shown, validate
+from optimizer.html import html_table
 from optimizer.library import HashCache, Library, checkpoints_in
 from optimizer.printable import unprintable
 from optimizer.recipes import Recipe, load_recipe
@@ -29,6 +30,8 @@ __all__ = [
     "with_found_files",
 ]
 
+# Stages that a study shows of itself.
+_MOST_STAGES = 15
 _FILE = "study.yaml"
 _NAME = re.compile(r"[\w.-]{1,80}")
 _GENERATION = re.compile(r"@\d+$")
@@ -65,7 +68,7 @@ def study_schema() -> dict[str, Any]:
     return schema_of(StudyEntry, "blockfit study")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """A recipe with free alphas, the target it is fitted to, and the stages of the search.
 
@@ -100,6 +103,29 @@ class Study:
     name: str = ""
     path: Path | None = None
     asked_trials: int | None = None
+
+    def __repr__(self) -> str:
+        """Return the folder, the target, and a line for each stage, at most 20 lines."""
+        lines = [f"study in {self.folder}: {self.target_file} from {len(self.recipe.models)} models"]
+        stages = [
+            f"  {stage.name}: {', '.join(stage.steps)} by {stage.metric} on {self._blocks(stage)}, "
+            f"{stage.trials} trials"
+            for stage in self.stages
+        ]
+        more = [f"  ... and {len(stages) - _MOST_STAGES} more stages"] if len(stages) > _MOST_STAGES else []
+        return "\n".join([*lines, *stages[:_MOST_STAGES], *more])
+
+    def _repr_html_(self) -> str:
+        """Return the stages as a table, for notebooks."""
+        rows = [
+            (stage.name, ", ".join(stage.steps), stage.metric, self._blocks(stage), str(stage.trials))
+            for stage in self.stages[:_MOST_STAGES]
+        ]
+        first, *_ = repr(self).splitlines()
+        return html_table(("stage", "steps", "metric", "blocks", "trials"), rows, [first])
+
+    def _blocks(self, stage: Stage) -> str:
+        return self.recipe.layout.describe_blocks(stage.blocks)
 
     @property
     def argument(self) -> Path:

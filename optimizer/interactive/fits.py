@@ -1,0 +1,170 @@
+"""A fit of a study or a folder, and its result with the next steps as methods."""
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from optimizer.analysis import found_ceilings
+from optimizer.choices import FormatName
+from optimizer.html import html_table
+from optimizer.interchange import export_recipe
+from optimizer.library import HashCache
+from optimizer.merging import merge
+from optimizer.recipes import Recipe
+from optimizer.reports import percent
+from optimizer.reports.page import check_report_name, write_report
+from optimizer.search import PATIENCE, FitResult, SearchEvents, found_result
+from optimizer.search import fit as search
+from optimizer.similarity import total_similarity
+from optimizer.studies import Study, load_study
+
+__all__ = ["Fit", "fit"]
+
+# Lines of a result that are shown at most, so that a cell stays short.
+_MOST_LINES = 20
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Fit(FitResult):
+    """The result of a fit, which shows its verdict, and merges, exports and reports itself."""
+
+    def merge(self, output: Path | str, *, simple: bool = True, dtype: torch.dtype = torch.float16) -> Path:
+        """Write the merge of the recipe.
+
+            result.merge("clone.safetensors")
+
+        Errors of `optimizer.merge` pass through.
+
+        Args:
+            output: The .safetensors file to write.
+            simple: Whether to merge the rounded recipe, if there is one.
+            dtype: The dtype of the file.
+
+        Returns:
+            The file.
+        """
+        merge(self._recipe(simple=simple), self.study.sources, output, dtype=dtype)
+        return Path(output)
+
+    def export(self, format_name: FormatName, output: Path | str | None = None, *, simple: bool = True) -> str:
+        """Return the recipe in another tool's language, and write it.
+
+            print(result.export("supermerger"))
+
+        Errors of `optimizer.export_recipe` pass through.
+
+        Args:
+            format_name: The tool: supermerger, model-mixer, mecha, comfyui or mergekit.
+            output: The file to write; None to write none.
+            simple: Whether to export the rounded recipe, if there is one.
+
+        Returns:
+            The text.
+        """
+        text = export_recipe(self._recipe(simple=simple), format_name)
+        if output is not None:
+            Path(output).write_text(text, encoding="utf-8", newline="\n")
+        return text
+
+    def report(self, output: Path | str | None = None, *, folders: Sequence[Path | str] = ()) -> Path:
+        """Write the report page of the study, as the command `report` does.
+
+            result.report()
+
+        Errors of `write_report` pass through.
+
+        Args:
+            output: The HTML file to write. Default: report.html in the study's folder.
+            folders: Further folders to search for checkpoints, if the study's statistics are missing.
+
+        Returns:
+            The file.
+        """
+        path = self.study.outputs.report if output is None else Path(output)
+        check_report_name(path)
+        argument = self.study.argument
+        ceilings, problems = found_ceilings(argument, folders)
+        today = datetime.now(UTC).astimezone().strftime("%Y-%m-%d")
+        write_report(found_result(self.study), ceilings, problems, path, named=argument.name, date=today)
+        return path
+
+    def __repr__(self) -> str:
+        """Return the verdict and the total similarity of every step, in at most 20 lines."""
+        lines = [f"fit of {self.study.folder}" + (", not finished" if self.interrupted else "")]
+        if self.verdict is not None:
+            lines += [*self.verdict.warnings, *self.verdict.sentences]
+        rows = [f"{step}: {metric} {after} (before: {before})" for step, metric, before, after in self._rows()]
+        left = _MOST_LINES - len(lines) - 1
+        shown = rows if len(rows) <= left else [*rows[: left - 1], f"... and {len(rows) - left + 1} more"]
+        return "\n".join([*lines, *shown])
+
+    def _repr_html_(self) -> str:
+        """Return the verdict and a table of the steps, for notebooks."""
+        texts = () if self.verdict is None else (*self.verdict.warnings, *self.verdict.sentences)
+        rows = self._rows()[: _MOST_LINES - 4]
+        return html_table(("step", "metric", "before", "after"), rows, texts)
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        return [
+            (
+                scores.step,
+                scores.metric,
+                percent(total_similarity(scores.before)),
+                percent(total_similarity(scores.after)),
+            )
+            for scores in self.scores
+        ]
+
+    def _recipe(self, *, simple: bool) -> Recipe:
+        return self.recipe if self.simple is None or not simple else self.simple.recipe
+
+
+def fit(
+    study: Study | Path | str,
+    *,
+    device: torch.device | str | None = "auto",
+    trials: int | None = None,
+    fresh: bool = False,
+    candidates: int = 1,
+    storage: str | None = None,
+    workers: int | None = None,
+    patience: float = PATIENCE,
+    check_hashes: bool = True,
+    events: SearchEvents | None = None,
+    hashes: HashCache | None = None,
+) -> Fit:
+    """Run every search of a study up to its budget of completed trials, and write `best.yaml` into its folder.
+
+        result = fit("my-study")
+        result.merge("clone.safetensors")
+
+    A second call continues where the first one stopped. Errors of `optimizer.search.fit` pass through, which describes
+    what happens on Ctrl-C.
+
+    Args:
+        study: The study, from `load_study` or `new_study`, or its folder.
+        device: The device that computes similarities, or its name: auto (a GPU if one is available), cpu, cuda.
+        trials: Number of completed trials to reach in each search. Default: the study's.
+        fresh: Whether to set earlier trials aside.
+        candidates: The number of different recipes to write.
+        storage: The storage of the trials. Default: `study.db` in the study's folder.
+        workers: The number of processes that search together, this one included.
+        patience: Seconds to wait for an unavailable storage.
+        check_hashes: Whether each file must have the SHA-256 in the recipe.
+        events: The receiver of the fit's reports.
+        hashes: A cache of the checkpoints' SHA-256.
+
+    Returns:
+        The result: the best recipe, the searches with their trials, the similarities of every step, and the verdict.
+    """
+    loaded = study if isinstance(study, Study) else load_study(study)
+    if trials is not None:
+        loaded = loaded.with_trials(trials)
+    found = search(
+        loaded, device=device, fresh=fresh, candidates=candidates, storage=storage, workers=workers, patience=patience,
+        check_hashes=check_hashes, events=events, hashes=hashes,
+    )  # fmt: skip
+    return Fit(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
