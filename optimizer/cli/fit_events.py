@@ -23,12 +23,17 @@ __all__ = ["TerminalEvents"]
 
 
 class TerminalEvents:
-    """Handler of a fit's events: logs them, prints warnings to stderr and, on a terminal, draws a live table there."""
+    """Handler of a fit's events: logs them, prints warnings to stderr and, on a terminal, draws a live table there.
+
+    Attributes:
+        new_trials: Number of trials that were finished.
+    """
 
     def __init__(self, log: "FitLog") -> None:
         from optimizer.reports import LiveFit
 
         self._log = log
+        self.new_trials = 0
         self._console = make_console(stderr=True)
         self._bars, self._table = progress_bars(self._console), LiveFit()
         self._update = bar_updates(self._bars)
@@ -44,6 +49,7 @@ class TerminalEvents:
 
     def finished(self, progress: "SearchProgress", trial: "Trial", /) -> None:
         """Show the state of a search after a finished trial."""
+        self.new_trials += 1
         self._log.finished(progress, trial)
         self._table.show(progress)
 

@@ -482,6 +482,8 @@ def fit_and_report(
                 check_hashes=check_hashes, events=events, hashes=hash_cache(),
             )  # fmt: skip
         log.ended(result)
+    if not events.new_trials and not result.interrupted:
+        say("nothing was left to do: every search has all its trials; --trials asks for more")
     written, unwritten = _write_reports(result, plots=plots)
     _print_result(result, candidates, storage, written)
     if as_json:

@@ -141,7 +141,7 @@ class Search:
         yield self.result
         reported = {trial.number for trial in trials.finished}
         while go_on():
-            with whole_trial():
+            with whole_trial(events.warn):
                 claim = trials.claim(self._budget, self._propose)
                 failure = None if claim is None else self._run_trial(trials, claim)
                 for trial in trials.finished:

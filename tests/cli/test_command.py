@@ -68,6 +68,7 @@ def test_fit_writes_its_results_and_continues(folder: Path, capsys: pytest.Captu
 
     assert run("fit", folder) == 0
     assert trials(folder) == rows
+    assert "nothing was left to do" in capsys.readouterr().out
     assert run("fit", folder, "--trials", 8) == 0
     assert len(trials(folder)) == 8
     capsys.readouterr()
