@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
 
-from optimizer.analysis import BlockCeiling, Ceiling, SourceShare
+from optimizer.analysis import BlockCeiling, Ceiling, SourceShare, Verdict
 from optimizer.families import Layout
 from optimizer.interchange import formula_of, write_notation
 from optimizer.printable import printable, quoted
@@ -23,6 +23,7 @@ from optimizer.reports.page.drawings import (
     dumbbells,
     short_number,
     shown_trials,
+    way_to_target,
 )
 from optimizer.reports.page.remarks import Remark, remarks
 from optimizer.search import Found, SearchResult
@@ -182,10 +183,25 @@ class Page:
         return printable(PurePath(self.target.replace("\\", "/")).stem) or self.title
 
     @property
+    def judged(self) -> Verdict | None:
+        """The verdict with its figures; None without the sources' statistics."""
+        return None if self.main_ceiling is None else self.main_ceiling.verdict
+
+    @property
     def verdict(self) -> str | None:
-        """The verdict; that of the last fit if the sources' statistics are missing."""
-        verdict = None if self.main_ceiling is None else self.main_ceiling.verdict
-        return _text(self.recipe.noted.verdict, _LONGEST_VERDICT) if verdict is None else verdict.text
+        """The verdict in words; that of the last fit if the sources' statistics are missing."""
+        if self.judged is None:
+            return _text(self.recipe.noted.verdict, _LONGEST_VERDICT)
+        return self.judged.text
+
+    @property
+    def way(self) -> Drawing | None:
+        """A bar from the nearest source to the target; None without the sources' statistics."""
+        verdict = self.judged
+        if verdict is None or not math.isfinite(verdict.reachable):
+            return None
+        nearest = verdict.names[verdict.nearest], verdict.nearest_explained
+        return way_to_target(nearest, verdict.recipe, verdict.reachable)
 
     @property
     def alarms(self) -> tuple[Source, ...]:

@@ -27,6 +27,7 @@ __all__ = [
     "dumbbells",
     "short_number",
     "shown_trials",
+    "way_to_target",
 ]
 
 _Point = TypeVar("_Point")
@@ -187,6 +188,37 @@ def _cell(drawing: Drawing, scale: Scale, block: str, alpha: float, x: float, y:
     drawing.add("rect", f"cell {style}", x=x, y=y, width=width, height=height, rx=3)
     drawing.words(f"on {style} block", x + 7, y + 14.5, block)
     drawing.words(f"on {style} number", x + width - 7, y + 14.5, f"{alpha:.3f}" if searched or alpha else "0", "end")
+
+
+def way_to_target(nearest: tuple[str, float], recipe: float | None, reachable: float) -> Drawing:
+    """Draw a bar of shares explained, from the nearest source to the target, with the recipe and the ceiling.
+
+    Args:
+        nearest: Name of the source that explains most by itself, and its share.
+        recipe: Share that the recipe explains; None without one.
+        reachable: Share that the best merge of the sources explains.
+
+    Returns:
+        The bar.
+    """
+    name, start = nearest
+    left, right, top, bottom = 2.0, 598.0, 6.0, 24.0
+    low = max(min(start, reachable, 1.0 if recipe is None else recipe), 0.0)
+    if low >= 1 - _SAME:
+        low = 0.0
+
+    def place(share: float) -> float:
+        return left + (min(max(share, low), 1.0) - low) / (1.0 - low) * (right - left)
+
+    said = f"{name} alone explains {100 * start:.1f} %" + (
+        "" if recipe is None else f", the recipe {100 * recipe:.1f} %"
+    )
+    drawing = Drawing(600, 30, f"{said}, the best merge of the sources {100 * reachable:.1f} %; the target is 100 %")
+    drawing.add("rect", "way", x=left, y=top, width=right - left, height=bottom - top, rx=3)
+    end = place(reachable if recipe is None else recipe)
+    drawing.add("rect", "gone", x=left, y=top, width=max(end - left, 0.0), height=bottom - top, rx=3)
+    drawing.line("bound", place(reachable), top - 5, place(reachable), bottom + 5)
+    return drawing
 
 
 def dumbbells(
