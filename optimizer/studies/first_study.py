@@ -1,11 +1,14 @@
 """Write a first recipe and study from a target and the checkpoints that it may have been made from."""
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from optimizer.checkpoints import open_checkpoint, unfit
 from optimizer.choices import FirstMode, words_of
@@ -16,7 +19,6 @@ from optimizer.library import (
     Library,
     check_folders,
     checkpoints_below,
-    checkpoints_in,
     named_at,
     seen_from,
 )
@@ -32,8 +34,14 @@ _FIRST_MODES = words_of(FirstMode)
 # Matches the file names of bases of any family.
 _BASE = re.compile(r"(^|[^a-z])base($|[^a-z])", re.IGNORECASE)
 _LISTED = 3  # files that a note lists
-# Trials of a metric whose first trial is the exact optimum, and of other metrics.
-_FEW_TRIALS, _MANY_TRIALS = 8, 60
+# Models among which a base can be told by its numbers, and the numbers that are read of each.
+_LEAST_MODELS = 3
+_SAMPLED_TENSORS, _SAMPLED_NUMBERS = 32, 4096
+# The mean cosine from the base is below this share of that from any other model; 0 is expected.
+_UNRELATED = 0.5
+# Trials of a metric whose first trial is the exact optimum, with free alphas of single blocks and with tied ones, and
+# of other metrics.
+_ONE_TRIAL, _FEW_TRIALS, _MANY_TRIALS = 1, 8, 60
 # Bounds of alphas by mode. A model that a step subtracts has a negative share in the target.
 _RANGES = {"add_difference": (-1, 1), "weight_sum": (0, 1)}
 
@@ -49,6 +57,7 @@ class FirstStudy:
         target: The path of the target.
         layout: The name of the model family.
         base: The name of the model that differences are taken from.
+        base_is_known: Whether it is known to be the model that the others were trained from; else it is the first.
         models: The file of each model as the recipe names it, {name: file}.
         steps: The number of steps.
         free_alphas: The number of free alphas, each tied one counted once.
@@ -67,6 +76,7 @@ class FirstStudy:
     target: Path
     layout: str
     base: str
+    base_is_known: bool
     models: dict[str, str]
     steps: int
     free_alphas: int
@@ -91,7 +101,7 @@ def first_study(
     *,
     base: Path | None = None,
     metric: str = DEFAULT_METRIC,
-    mode: str = "add_difference",
+    mode: str | None = None,
     mapping: str | None = None,
     library: Library | None = None,
 ) -> FirstStudy:
@@ -108,13 +118,14 @@ def first_study(
 
     Args:
         target: The checkpoint to imitate: a file, or a name or hash in the library.
-        sources: The checkpoints it may be made from, given likewise. A folder stands for the checkpoints in it, without
-            the target and without files of other families.
+        sources: The checkpoints it may be made from, given likewise. A folder stands for the checkpoints in it and
+            in folders below it, without the target and without files of other families.
         folder: The folder to write into. Default: named after the target, in the current folder.
         base: The model that differences are taken from. Default: the source whose name looks like a base model's, else
-            the first source.
+            the one from which the others differ in unrelated directions, else the first source.
         metric: The metric of the study.
-        mode: The mode of the steps: add_difference or weight_sum.
+        mode: The mode of the steps: add_difference or weight_sum. Default: add_difference, or weight_sum if the base is
+            not known.
         mapping: One of the layout's mappings, "supermerger" for example. Default: the layout's first.
         library: The library to search for checkpoints. Default: one without folders.
 
@@ -138,6 +149,8 @@ def first_study(
     _check_place(folder)
     notes: list[str] = []
     parents = _parents(reader, opened, sources, base, mapping, notes)
+    if mode is None:
+        mode = "add_difference" if parents.base_is_known else "weight_sum"
     freedom = _freedom(opened, parents, mapping, metric, notes)
     names = _names(parents.base, parents.others)
     called = [_file(folder, model) for model in (opened, parents.base, *parents.others)]
@@ -158,6 +171,7 @@ def first_study(
         target=opened.path,
         layout=opened.layout.name,
         base=names[0],
+        base_is_known=parents.base_is_known,
         models=models,
         steps=len(parents.others),
         free_alphas=sum(1 if free.tie else len(free.blocks) for step in recipe.steps for free in step.alpha.free),
@@ -197,12 +211,14 @@ class _Opened:
 class _Parents:
     """The checkpoints that the target may have been made from: the base and the others.
 
-    `misfits` lists the blocks in which a checkpoint cannot be merged, {path: {block: reason}}.
+    `misfits` lists the blocks in which a checkpoint cannot be merged, {path: {block: reason}}. `base_is_known` is false
+    if the base is only the first source.
     """
 
     base: _Opened
     others: tuple[_Opened, ...]
     misfits: Mapping[Path, Mapping[str, str]]
+    base_is_known: bool
 
 
 @dataclass(frozen=True)
@@ -268,12 +284,9 @@ class _Reader:
         problems: list[str] = []
         left_out: dict[str, list[Path]] = {}
         for source in given:
-            listed = checkpoints_in(source) if os.path.isdir(source) else None
-            below = None if listed is None else _below(source, [target.path, *given])
+            listed = sorted(checkpoints_below(source)) if os.path.isdir(source) else None
             if listed == []:
-                problems.append(f"{source}: no checkpoint in this folder{f'; {below}' if below else ''}")
-            elif below:
-                notes.append(f"left out: {source}: {below}")
+                problems.append(f"{source}: no checkpoint in this folder, nor in folders below it")
             for number, path in enumerate([source] if listed is None else listed):
                 if listed is not None:
                     self._library.events.progress(f"looking into {source.name}", number + 1, len(listed))
@@ -300,20 +313,10 @@ def _some(paths: Sequence[Path]) -> str:
     return ", ".join([*map(str, paths[:_LISTED]), *more])
 
 
-def _below(folder: Path, named: Sequence[Path]) -> str | None:
-    """Return a note on checkpoints in folders below `folder` that are not `named` themselves; None without any."""
-    known = {path.resolve() for path in (folder, *named)}
-    missed = [path for path in checkpoints_below(folder) if not known & {path.resolve(), path.parent.resolve()}]
-    if not missed:
-        return None
-    counted = f"{len(missed)} checkpoints" if len(missed) > 1 else "a checkpoint"
-    return f"{counted} in folders below it, such as {missed[0].relative_to(folder).as_posix()}; name those folders, too"
-
-
-def _check_options(metric: str, mode: str) -> None:
+def _check_options(metric: str, mode: str | None) -> None:
     if metric not in METRICS:
         raise InputError(f"received {metric!r}; must be one of {', '.join(METRICS)}", field="metric")
-    if mode not in _FIRST_MODES:
+    if mode is not None and mode not in _FIRST_MODES:
         raise InputError(f"received {mode!r}; must be one of {', '.join(_FIRST_MODES)}", field="mode")
 
 
@@ -335,7 +338,8 @@ def _parents(
     if not found:
         raise InputError(["`sources`: none of the named checkpoints can be used", *left_out])
     notes += left_out
-    origin = _base_among(found, None if base is None else reader.open_source(base, target, "base"), notes)
+    given = None if base is None else reader.open_source(base, target, "base")
+    origin, known = _base_among(found, given, notes)
     others = [source for source in found if source.digest != origin.digest]
     misfits = {source.path: _misfits(source, origin, target, mapping) for source in others}
     useless = {path: blocks for path, blocks in misfits.items() if len(blocks) == len(target.layout.blocks)}
@@ -358,7 +362,7 @@ def _parents(
             f"{len(others)} checkpoints; a first recipe has at most {MOST_SEARCHED}; leave some out",
             field="sources",
         )
-    return _Parents(origin, tuple(others), misfits)
+    return _Parents(origin, tuple(others), misfits, known)
 
 
 def _freedom(target: _Opened, parents: _Parents, mapping: str, metric: str, notes: list[str]) -> _Freedom:
@@ -387,19 +391,65 @@ def _freedom(target: _Opened, parents: _Parents, mapping: str, metric: str, note
     return _Freedom(opened, closed, why_closed, tied)
 
 
-def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str]) -> _Opened:
-    """Return the model that differences are taken from: the one given, the likeliest by name, or the first."""
+def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str]) -> tuple[_Opened, bool]:
+    """Return the model that differences are taken from, and whether it is known to be the others' base.
+
+    It is the one given, the likeliest by its name, the likeliest by its numbers, or the first.
+    """
     if given is not None:
-        return given
+        return given, True
     for pattern in (*found[0].layout.base_names, _BASE):
         for source in found:
             if pattern.search(source.path.stem):
                 notes.append(f"base: {source.path.name}, by its name; `base` names another")
-                return source
+                return source, True
+    position = _base_by_numbers([_sampled(source, found) for source in found])
+    if position is not None:
+        source = found[position]
+        notes.append(
+            f"base: {source.path.name}, by its numbers, from which the others differ in unrelated directions; "
+            "`base` names another"
+        )
+        return source, True
     notes.append(
-        f"base: {found[0].path.name}, the first, because no name looks like a base model's; `base` names another"
+        f"base: {found[0].path.name}, the first: neither names nor numbers tell which model the others were trained "
+        "from; name it with `base`; until then the steps are weight sums, for which none is needed"
     )
-    return found[0]
+    return found[0], False
+
+
+def _sampled(source: _Opened, among: Sequence[_Opened]) -> torch.Tensor:
+    """Return numbers of the matrices that all of `among` hold in one shape, from the same places, float64 [numbers]."""
+    shapes = source.shapes
+    common = [
+        name
+        for name in sorted(source.scored)
+        if len(shapes[name]) == 2 and all(other.shapes.get(name) == shapes[name] for other in among)
+    ]
+    chosen = common[:: max(1, len(common) // _SAMPLED_TENSORS)]
+    with open_checkpoint(source.path) as checkpoint:
+        read = [checkpoint.read(name, 0, min(math.prod(shapes[name]), _SAMPLED_NUMBERS)).double() for name in chosen]
+    return torch.cat(read) if read else torch.zeros(0, dtype=torch.float64)
+
+
+def _base_by_numbers(sampled: Sequence[torch.Tensor]) -> int | None:
+    """Return the position of the model that the others were trained from; None if it cannot be told.
+
+    Finetunes differ from their base in unrelated directions, so the cosines of their differences are near 0. Seen from
+    a finetune the others share its own difference: for equal distances these cosines are 0.5.
+    """
+    if len(sampled) < _LEAST_MODELS:
+        return None
+    means = []
+    for origin in sampled:
+        differences = torch.stack([other - origin for other in sampled if other is not origin])
+        lengths = differences.norm(dim=1)
+        if not len(origin) or not bool((lengths > 0).all()) or not bool(torch.isfinite(lengths).all()):
+            return None
+        cosines = (differences @ differences.T) / lengths[:, None] / lengths
+        means.append(float(cosines[~torch.eye(len(cosines), dtype=torch.bool)].mean()))
+    best, second = sorted(means)[:2]
+    return means.index(best) if best < _UNRELATED * second else None
 
 
 def _file(folder: Path, model: _Opened) -> tuple[str, bool]:
@@ -516,6 +566,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
         "weight_sum": "A step moves the result so far towards the next model, by the share in its alpha",
     }
     added = "1 model" if first.steps == 1 else f"{first.steps} models"
+    origin = "a base" if first.base_is_known else "the first one"
     blocks = "Every other block" if closed else "Every block"
     low, high = _RANGES[first.mode]
     bounds = f"[{low}, {high}]"
@@ -531,7 +582,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
         )
     return "".join(
         (
-            _comment(f"A first guess at how {first.target.name[:200]} was made: {added} on top of a base."),
+            _comment(f"A first guess at how {first.target.name[:200]} was made: {added} on top of {origin}."),
             dump_yaml({name: data[name] for name in ("name", "layout", "mapping")}),
             "\n",
             _comment(
@@ -562,20 +613,30 @@ def _study_text(first: FirstStudy, layout: Layout, target_file: str) -> str:
         "fitted after the other (strategy: stepwise), which credits the first steps with the share of later ones.",
     ]
     if exact:
-        comment += ["The first trial is the exact optimum of this metric; the others confirm it."]
+        comment += [
+            "The first trial is the exact optimum of this metric; the others confirm it."
+            if first.tied
+            else "The only trial is the exact optimum of this metric; no other alphas are better."
+        ]
     if set(seen) != set(layout.blocks):
         stage["elsewhere"] = DEFAULT_METRIC
         comment += [f"{first.metric} sees {layout.describe_blocks(seen)}; `elsewhere` scores the other blocks."]
     if first.metric == DEFAULT_METRIC:
         attention = f"metric: attention, elsewhere: {DEFAULT_METRIC}, trials: {_MANY_TRIALS}"
         comment += [f"To compare what the layers compute, as the article did: {attention}."]
-    stage |= {"strategy": "joint", "trials": _FEW_TRIALS if exact else _MANY_TRIALS}
+    trials = _MANY_TRIALS if not exact else _FEW_TRIALS if first.tied else _ONE_TRIAL
+    stage |= {"strategy": "joint", "trials": trials}
     return "".join(
         (
             _comment("The target of recipe.yaml, and how it is fitted; run it with: blockfit fit FOLDER"),
             dump_yaml({"recipe": first.recipe.name, "target": {"file": target_file}}),
             "\n",
-            _comment("The model that the others were trained from: similarities compare the differences from it."),
+            _comment(
+                "The model that the others were trained from: similarities compare the differences from it."
+                if first.base_is_known
+                else "Similarities compare the differences from this model. Better is the one that the others were "
+                "trained from.",
+            ),
             dump_yaml({"base": first.base}),
             "\n",
             _comment(*comment),

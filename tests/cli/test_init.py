@@ -255,6 +255,42 @@ def test_the_base_is_guessed(tmp_path, write_sd1, monkeypatch, capsys, names, ex
     assert capsys.readouterr().out.startswith(f"base: {expected}.safetensors, ")
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_a_base_is_found_by_its_numbers(tmp_path, write_sd1, sd1_tensors, monkeypatch, capsys, place):
+    """Among finetunes at different distances the base is found wherever it stands, and the mode follows from it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    base = sd1_tensors(seed=0)
+    distances = [0.05, 0.1, 0.3]
+    distances.insert(place, 0.0)
+    for seed, distance in enumerate(distances, 1):
+        write_sd1(tmp_path / f"m{seed}.safetensors", seed=seed, around=base, distance=distance)
+    write_sd1(tmp_path / "target.safetensors", seed=99, around=base)
+
+    assert run("init", "target.safetensors", *(f"m{seed}.safetensors" for seed in range(1, 5)), "-o", "new") == 0
+
+    recipe = load_recipe(tmp_path / "new" / "recipe.yaml")
+    assert recipe.models["base"].file == f"../m{place + 1}.safetensors"
+    assert {step.mode for step in recipe.steps} == {"add_difference"}
+    assert "by its numbers" in capsys.readouterr().out
+
+
+def test_without_a_base_steps_are_weight_sums(tmp_path, write_sd1, monkeypatch, capsys):
+    """Where no model is known to be the base, the user is asked for it, and the steps need none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BLOCKFIT_CACHE", str(tmp_path / "cache"))
+    for seed, name in enumerate(["target", "a", "b", "c"]):
+        write_sd1(tmp_path / f"{name}.safetensors", seed=seed)
+    sources = [f"{name}.safetensors" for name in "abc"]
+
+    assert run("init", "target.safetensors", *sources, "-o", "new") == 0
+
+    assert "name it with --base" in capsys.readouterr().out
+    assert {step.mode for step in load_recipe(tmp_path / "new" / "recipe.yaml").steps} == {"weight_sum"}
+    assert run("init", "target.safetensors", *sources, "-o", "named", "--base", "b.safetensors") == 0
+    assert {step.mode for step in load_recipe(tmp_path / "named" / "recipe.yaml").steps} == {"add_difference"}
+
+
 def test_too_many_alphas_for_one_search_are_tied(tmp_path, write_sd1, monkeypatch, capsys):
     """More free alphas than a joint stage may have are tied, with a note, and the study is valid."""
     monkeypatch.chdir(tmp_path)
@@ -293,22 +329,17 @@ def test_copies_and_other_families_are_left_out(here, write_sd1, sdxl_tensors, c
     ]
 
 
-def test_subfolders_are_left_out(here, capsys):
-    """Checkpoints in subfolders are left out with a note, unless the subfolder is given, too."""
+def test_subfolders_are_searched(here, capsys):
+    """Checkpoints in subfolders count like those in the folder, as for names; one that is given twice counts once."""
     for folder in ("in", "empty"):
         (here / "my models" / folder).mkdir()
     (here / "my models" / "slanted.safetensors").rename(here / "my models" / "in" / "slanted.safetensors")
 
-    assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert list(found["models"]) == ["base", "bold"]
-    (note,) = (note for note in found["notes"] if note.startswith("left out"))
-    assert note.startswith("left out: my models: a checkpoint in folders below it, such as in/slanted.safetensors; ")
-
-    assert run("init", "my models/closed.safetensors", "my models", "my models/in", "-o", "all", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert list(found["models"]) == ["base", "bold", "slanted"]
-    assert not any(note.startswith("left out") for note in found["notes"])
+    for folders, output in ((["my models"], "mine"), (["my models", "my models/in"], "all")):
+        assert run("init", "my models/closed.safetensors", *folders, "-o", output, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert sorted(found["models"]) == ["base", "bold", "slanted"]
+        assert Path(found["models"]["slanted"]).parts[-2:] == ("in", "slanted.safetensors")
 
 
 def test_a_folder_without_usable_files_is_refused(here, capsys):
@@ -352,7 +383,7 @@ def test_a_mapping_makes_the_recipe_exportable(here, tool):
         (["closed", "base", "bold", "--mapping", "x"], ["--mapping: received 'x'; must be one of supermerger"]),
         (["closed", "x" * 300], ["SOURCE: ", "no such file"]),
         (["x" * 300, "base", "bold"], ["TARGET: ", "no such file"]),
-        (["closed", "above"], ["above: no checkpoint in this folder; a checkpoint in folders below it, such as in/"]),
+        (["closed", "above"], ["above: no checkpoint in this folder, nor in folders below it"]),
         (["closed", "base", "bold", "--mode", "x"], ["--mode: received 'x'; must be one of add_difference"]),
     ],
 )
@@ -361,7 +392,6 @@ def test_bad_arguments_are_refused(here, write_sd1, sdxl_tensors, capsys, argume
     write_sd1(here / "xl.safetensors", overrides=sdxl_tensors)
     (here / "empty").mkdir()
     (here / "above" / "in").mkdir(parents=True)
-    shutil.copyfile(here / "my models" / "bold.safetensors", here / "above" / "in" / "bold.safetensors")
     (here / "taken").mkdir()
     (here / "taken" / "study.yaml").write_text("mine", encoding="utf-8")
     (here / "file").write_text("", encoding="utf-8")
