@@ -52,6 +52,7 @@ from optimizer.printable import quoted
 if TYPE_CHECKING:
     import torch
 
+    from optimizer.reports.page import Page
     from optimizer.search import FitResult, Found
     from optimizer.studies import Study
 
@@ -71,7 +72,8 @@ def init(
     sources: Annotated[
         list[Path],
         checkpoint_argument(
-            "SOURCE", "Checkpoints that the target may be made from; a folder stands for all checkpoints in it."
+            "SOURCE",
+            "Checkpoints that the target may be made from; a folder stands for all checkpoints in and below it.",
         ),
     ],
     output: Annotated[
@@ -81,15 +83,19 @@ def init(
         Path | None,
         checkpoint_option(
             "--base",
-            "Base model that the other sources were trained from; default: recognised by its name.",
+            "Base model that the other sources were trained from; default: recognised by name or contents.",
             metavar="SOURCE",
         ),
     ] = None,
     metric: Annotated[str, metric_option()] = "explained",
     mode: Annotated[
-        str,
-        typer.Option("--mode", help=f"Mode of the steps: {listed(FirstMode)}.", autocompletion=completing.modes),
-    ] = "add_difference",
+        str | None,
+        typer.Option(
+            "--mode",
+            help=f"Mode of the steps: {listed(FirstMode)}; default: add_difference if the base is known.",
+            autocompletion=completing.modes,
+        ),
+    ] = None,
     mapping: Mapping = None,
     models: Models = None,
     as_json: Json = False,
@@ -291,23 +297,10 @@ def report(
     ceiling, by stage, step and metric), ceilings (total by metric), searches (trials and best of each), sources
     (coefficient, license and standing of each), remarks (headings of the remarks on the page).
     """
-    from optimizer.analysis import found_ceilings
-    from optimizer.files import check_output
-    from optimizer.reports.page import check_report_name, report_figures, write_report
-    from optimizer.search import shown_storage
+    from optimizer.reports.page import report_figures
     from optimizer.studies import load_study
 
-    loaded = load_study(study, with_files=False)
-    written = loaded.outputs.report if output is None else output
-    check_report_name(written)
-    check_output(written)
-    found = _found(loaded, storage)
-    with reading() as progress:
-        ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
-    page = write_report(
-        found, ceilings, tuple(map(in_options, problems)), written, named=_shareable_name(study),
-        storage=shown_storage(loaded, storage), date=datetime.now().strftime("%Y-%m-%d"),
-    )  # fmt: skip
+    written, page = _write_page(load_study(study, with_files=False), study, output, storage, models)
     if as_json:
         print_json({"report": str(written), **report_figures(page)})
         return
@@ -396,16 +389,60 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fit a small trained family of checkpoints, end to end: recipes and pictures. Takes about a minute.
+    """Fit a small trained family of checkpoints, end to end: recipes, pictures and a report. Takes about a minute.
 
     With --json one object: folder, fits (for each the output of `fit --json`, without files), coefficients (of each
-    recipe's sources: mean over the blocks, and mean error against the true recipe), pictures (the file).
+    recipe's sources: mean over the blocks, and mean error against the true recipe), pictures and report (the files).
     """
     from optimizer.demo import run_demo
 
-    found = run_demo(folder, fit=lambda study: fit_and_report(study, chosen_device(device)), console=make_console())
+    def write(study: Path) -> Path:
+        from optimizer.studies import load_study
+
+        return _write_page(load_study(study, with_files=False), study, None, None, None)[0]
+
+    found = run_demo(
+        folder,
+        fit=lambda study: fit_and_report(study, chosen_device(device)),
+        fit_briefly=lambda study: fit_and_report(study, chosen_device(device), brief=True),
+        report=write,
+        console=make_console(),
+    )
     if as_json:
         print_json({"folder": str(folder), **found.as_dict()})
+
+
+def _write_page(
+    loaded: "Study", study: Path, output: Path | None, storage: str | None, models: list[Path] | None
+) -> "tuple[Path, Page]":
+    """Write the report of a study and return its file and its contents.
+
+    Args:
+        loaded: The study.
+        study: The study's folder or file as the user typed it.
+        output: The file to write; None for the study's own.
+        storage: The storage of the trials as given.
+        models: Further folders of checkpoints.
+
+    Returns:
+        The file and the page.
+    """
+    from optimizer.analysis import found_ceilings
+    from optimizer.files import check_output
+    from optimizer.reports.page import check_report_name, write_report
+    from optimizer.search import shown_storage
+
+    written = loaded.outputs.report if output is None else output
+    check_report_name(written)
+    check_output(written)
+    found = _found(loaded, storage)
+    with reading() as progress:
+        ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
+    page = write_report(
+        found, ceilings, tuple(map(in_options, problems)), written, named=_shareable_name(study),
+        storage=shown_storage(loaded, storage), date=datetime.now().strftime("%Y-%m-%d"),
+    )  # fmt: skip
+    return written, page
 
 
 def _found(study: "Study", storage: str | None) -> "Found":
@@ -444,6 +481,7 @@ def fit_and_report(
     plots: bool = False,
     check_hashes: bool = True,
     as_json: bool = False,
+    brief: bool = False,
 ) -> "FitResult":
     """Fit a study, write trials.csv, log every trial to fit.log, and print the result.
 
@@ -460,6 +498,7 @@ def fit_and_report(
         plots: Whether to draw the plots.
         check_hashes: Whether files must have the hashes that the recipe notes.
         as_json: Whether to print the result as JSON.
+        brief: Whether to print problems only.
 
     Returns:
         The result of the fit.
@@ -482,10 +521,11 @@ def fit_and_report(
                 check_hashes=check_hashes, events=events, hashes=hash_cache(),
             )  # fmt: skip
         log.ended(result)
-    if not events.new_trials and not result.interrupted:
+    if not events.new_trials and not result.interrupted and not brief:
         say("nothing was left to do: every search has all its trials; --trials asks for more")
     written, unwritten = _write_reports(result, plots=plots)
-    _print_result(result, candidates, storage, written)
+    if not brief:
+        _print_result(result, candidates, storage, written)
     if as_json:
         print_json({**result.as_dict(), "written": list(map(str, written)), "unwritten": unwritten})
     for problem in unwritten:

@@ -1,4 +1,4 @@
-"""Fit the demo family in four studies, show the found alphas beside the true ones, and draw pictures."""
+"""Fit the demo family in four studies, show the found coefficients beside the true ones, draw pictures and report."""
 
 import shutil
 import warnings
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.columns import Columns
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -17,9 +16,10 @@ from optimizer.extras import has_extra, missing_extra
 from optimizer.files import atomic_path, refuse_links, temporary_folder
 from optimizer.library import Library
 from optimizer.merging import merge
-from optimizer.recipes import Recipe, block_coefficients, load_recipe, parameters_of
+from optimizer.recipes import Recipe, block_coefficients, load_recipe
 from optimizer.search import FitResult
-from optimizer.studies import Study, load_study
+from optimizer.similarity import total_similarity
+from optimizer.studies import Study, StudyFolder, load_study
 
 __all__ = ["Demo", "copy_family", "family_folder", "run_demo"]
 
@@ -37,7 +37,13 @@ _FILES = (
     "target.safetensors",
 )
 # Files that the demo writes beside those, and beside the files of each fit.
-_WRITTEN = ("assembled.safetensors", "digits.png", "fit.safetensors", "half.safetensors")
+_WRITTEN = (
+    "assembled.safetensors",
+    "digits.png",
+    "fit.safetensors",
+    "half.safetensors",
+    StudyFolder(Path()).report.name,
+)
 _SEED = 7
 
 
@@ -63,12 +69,14 @@ class Demo:
         fits: The fits by the name of their study.
         recipes: The fitted recipes by the same names, after the true one.
         pictures: The file of the contact sheet; None without the extra `pictures`.
+        report: The page of the first fit.
 
     """
 
     fits: Mapping[str, FitResult]
     recipes: Mapping[str, Recipe]
     pictures: Path | None
+    report: Path
 
     def as_dict(self) -> dict[str, Any]:
         """Return the results for JSON, with the mean coefficient of each source in each recipe and its mean error."""
@@ -80,18 +88,28 @@ class Demo:
                 for name in self.recipes
             },
             "pictures": None if self.pictures is None else str(self.pictures),
+            "report": str(self.report),
         }
 
 
-def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Console) -> Demo:
-    """Copy the family to `folder` unless it exists, fit it, and write digits.png beside the results.
+def run_demo(
+    folder: Path,
+    *,
+    fit: Callable[[Study], FitResult],
+    fit_briefly: Callable[[Study], FitResult],
+    report: Callable[[Path], Path],
+    console: Console,
+) -> Demo:
+    """Copy the family to `folder` unless it exists, fit it, and write digits.png and report.html beside the results.
 
     Without the extra `pictures`, a BlockfitWarning names what the demo leaves out: the pictures and, without the extra
     `encoder` too, the article's study. A folder that cannot be written gives an InputError.
 
     Args:
         folder: The folder of the demo.
-        fit: A function that runs a study and writes its results.
+        fit: A function that runs a study, writes its results and prints them.
+        fit_briefly: The same for all studies but the first, of which one line each is printed.
+        report: A function that writes the report of a study's folder and returns its file.
         console: The console for headings and tables.
 
     Returns:
@@ -108,22 +126,39 @@ def run_demo(folder: Path, *, fit: Callable[[Study], FitResult], console: Consol
         if name == "article" and not with_article:
             continue
         console.rule(f"{name}: {_PURPOSE[name]}")
-        fits[name] = fit(load_study(folder / below))
+        fits[name] = (fit_briefly if fits else fit)(load_study(folder / below))
+        if len(fits) > 1:
+            console.print(_summary(fits[name]), markup=False)
     recipes = {"true": load_recipe(folder / "answer" / "recipe.yaml")}
     recipes |= {name: result.recipe for name, result in fits.items()}
     console.rule("fitted beside true")
-    searched = fits["delta"].study.recipe
-    alike = {name: recipe for name, recipe in recipes.items() if name == "true" or _steps(recipe) == _steps(searched)}
-    console.print(Columns(alpha_tables(searched, alike)))
     console.print(coefficient_table(recipes))
     console.print(_REMARK, markup=False)
     _merge(folder, recipes)
     sheet = None
     if with_pictures:
-        sheet = _draw(folder)
-        rows = "target, fit, the article's assembly and an unfitted 50/50 merge"
-        console.print(f"digits of {rows}: {sheet}", markup=False, soft_wrap=True)
-    return Demo(fits, recipes, sheet)
+        sheet, distances = _draw(folder)
+        listed = ", ".join(f"{label} {distance:.3f}" for label, distance in distances.items())
+        console.print(
+            f"digits, with the distance of each picture to the target's: {sheet}", markup=False, soft_wrap=True
+        )
+        console.print(f"mean distance: {listed}", markup=False)
+    page = report(folder)
+    console.print(f"report: {page}", markup=False, soft_wrap=True)
+    return Demo(fits, recipes, sheet, page)
+
+
+def _summary(result: FitResult) -> str:
+    """Return a line on the share that the last step of each stage explains, and on the number of trials."""
+    last = {(stage.name, stage.steps[-1]) for stage in result.study.stages}
+    shares = {
+        scores.step: total_similarity(scores.after)
+        for scores in result.scores
+        if scores.metric == "explained" and (scores.stage, scores.step) in last
+    }
+    explained = ", ".join(f"{step} {100 * share:.1f} %" for step, share in shares.items())
+    trials = sum(len(search.completed) for search in result.searches)
+    return f"explained: {explained}; {trials} trials"
 
 
 _PURPOSE = {
@@ -139,44 +174,14 @@ _REMARK = (
 )
 
 
-def alpha_tables(searched: Recipe, recipes: Mapping[str, Recipe]) -> list[Table]:
-    """Return a table of alphas for each step, with a row per block and a column per recipe.
-
-    If a recipe's step adds another model than that of `searched`, the heading of its column names the model.
-
-    Args:
-        searched: The recipe with free alphas.
-        recipes: Recipes with the same steps, by the headings of their columns.
-
-    Returns:
-        The tables, in the order of the steps.
-
-    """
-    tables = []
-    for step in searched.steps:
-        blocks = [block for parameter in parameters_of(searched, [step.name]) for block in parameter.blocks]
-        table = Table(title=f"alpha of {step.name}: {step.b}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        table.add_column("")
-        for name, recipe in recipes.items():
-            added = recipe.step(step.name).b
-            table.add_column(name if added in (step.b, *searched.models) else f"{name}\n{added}", justify="right")
-        for block in dict.fromkeys(blocks):
-            table.add_row(block, *(f"{recipe.step(step.name).alpha.at(block):.3f}" for recipe in recipes.values()))
-        tables.append(table)
-    return tables
-
-
 def coefficient_table(recipes: Mapping[str, Recipe]) -> Table:
-    """Return a table of the mean coefficient of each source and of its mean error, over the blocks."""
-    table = Table(title="coefficients of the sources: mean over the blocks (mean error)", title_justify="left")
+    """Return a table of the mean coefficient of each source over the blocks."""
+    table = Table(title="coefficients of the sources: mean over the blocks", title_justify="left")
     table.add_column("source")
     for name in recipes:
         table.add_column(name, justify="right")
     for source, found in mean_coefficients(recipes).items():
-        cells = (
-            f"{mean:+.3f}" if name == "true" else f"{mean:+.3f} ({error:.3f})" for name, (mean, error) in found.items()
-        )
-        table.add_row(source, *cells)
+        table.add_row(source, *(f"{mean:+.3f}" for mean, _ in found.values()))
     return table
 
 
@@ -229,10 +234,6 @@ def copy_family(folder: Path | str) -> None:
         raise InputError(f"{folder}: the demo cannot be copied here: {error.strerror or error}") from error
 
 
-def _steps(recipe: Recipe) -> list[tuple[str, str, dict[str, str]]]:
-    return [(step.name, step.mode, step.inputs) for step in recipe.steps]
-
-
 def _merge(folder: Path, recipes: Mapping[str, Recipe]) -> None:
     """Merge the fitted recipe, the article's if it was fitted, and a 50/50 merge of the same sources."""
     merges = [
@@ -246,8 +247,12 @@ def _merge(folder: Path, recipes: Mapping[str, Recipe]) -> None:
         merge(recipe, paths, folder / f"{file}.safetensors")
 
 
-def _draw(folder: Path) -> Path:
-    """Draw the ten digits with the target and each merge, from the same noise."""
+def _draw(folder: Path) -> tuple[Path, dict[str, float]]:
+    """Draw the ten digits with the target and each merge, from the same noise.
+
+    Returns:
+        The sheet, and the mean distance of each merge's pictures to the target's: root mean square of pixels in [0, 1].
+    """
     from optimizer.pictures import contact_sheet, generate  # noqa: PLC0415  needs an extra
 
     digits = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -256,7 +261,14 @@ def _draw(folder: Path) -> Path:
         label: generate(folder / f"{file}.safetensors", prompts=prompts, seeds=[_SEED])
         for label, file in (("target", "target"), ("fit", "fit"), ("article", "assembled"), ("50/50", "half"))
     }
+    pixels = {label: np.stack([np.asarray(picture) for picture in row]) / 255 for label, row in rows.items()}
+    distances = {
+        label: np.sqrt(((found - pixels["target"]) ** 2).mean(axis=(1, 2, 3)))
+        for label, found in pixels.items()
+        if label != "target"
+    }
+    captions = {label: [f"{distance:.3f}" for distance in found] for label, found in distances.items()}
     sheet = folder / "digits.png"
     with atomic_path(sheet) as temporary:
-        contact_sheet(rows, digits, scale=3).save(temporary, format="png")
-    return sheet
+        contact_sheet(rows, digits, scale=3, captions=captions).save(temporary, format="png")
+    return sheet, {label: float(found.mean()) for label, found in distances.items()}

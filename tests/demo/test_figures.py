@@ -18,7 +18,7 @@ def test_coefficients_beside_the_true_ones():
     recipes = {"true": load_recipe(answer), "half": load_recipe(answer.with_name("half.yaml"))}
     amber, slanted = (step["alpha"] for step in YAML(typ="safe").load(answer)["steps"])
 
-    found = Demo({}, recipes, Path("digits.png")).as_dict()["coefficients"]
+    found = Demo({}, recipes, Path("digits.png"), Path("report.html")).as_dict()["coefficients"]
 
     json.dumps(found, allow_nan=False)
     assert found["true"]["slanted"] == {"mean": pytest.approx(fmean(slanted)), "error": 0}

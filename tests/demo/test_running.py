@@ -82,12 +82,37 @@ def test_demo_fits_and_stitches_all_parts(demo: tuple[Path, str]) -> None:
     )
 
 
-def test_demo_prints_fitted_beside_true(demo: tuple[Path, str]) -> None:
-    """The tables show every block's true and fitted alphas, and the source that the recipe lacks."""
-    _, printed = demo
+def test_demo_prints_a_verdict_and_fitted_beside_true(demo: tuple[Path, str]) -> None:
+    """At most 60 lines hold the verdict, true and fitted coefficients, the source that is missing, and the report."""
+    folder, printed = demo
 
-    for word in ("true", "delta", "attention", "stepwise", "article", "OUT11", "amber", "slanted"):
+    for word in (
+        "true",
+        "delta",
+        "attention",
+        "stepwise",
+        "article",
+        "amber",
+        "slanted",
+        "is from",
+        "is not: leave it",
+    ):
         assert word in printed
+    lines = printed.splitlines()
+    assert len(lines) <= 60
+    assert lines[-1] == f"report: {folder / 'report.html'}"
+    assert "<h1>target</h1>" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_fit_is_nearer_than_the_unfitted_merge(demo: tuple[Path, str]) -> None:
+    """The pictures of both fitted recipes are nearer to the target's than those of the unfitted merge."""
+    line = next(line for line in demo[1].splitlines() if line.startswith("mean distance: "))
+    found = {
+        name: float(distance)
+        for name, _, distance in (part.rpartition(" ") for part in line.removeprefix("mean distance: ").split(", "))
+    }
+    assert found["fit"] < 0.7 * found["50/50"]
+    assert found["article"] < 0.7 * found["50/50"]
 
 
 @pytest.mark.slow

@@ -215,7 +215,8 @@ class TestBudget:
             trials = found[search.name]
             assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 15
             assert len({tuple(trial.params.values()) for trial in trials}) == 15
-            assert search.best.similarity == max(trial.value for trial in trials)
+            # Of trials that are equal to 1e-9 the one nearest to the target is the best.
+            assert search.best.similarity == pytest.approx(max(trial.value for trial in trials), abs=1e-9)
         # The first process reports no trials of a search that other processes finished before it started.
         assert sum("T1.OUT03" in trial.alphas for trial in seen) == 15
         names = {trial.user_attrs["worker"] for trials in found.values() for trial in trials}
