@@ -169,6 +169,7 @@ _KINDS = (
     ("Functions", inspect.isfunction),
     ("Errors and warnings", lambda value: inspect.isclass(value) and issubclass(value, Exception)),
     ("Classes", inspect.isclass),
+    ("Registries", lambda value: isinstance(value, dict)),
 )
 
 
@@ -182,9 +183,14 @@ def names() -> str:
         chosen = {name: value for name, value in left.items() if belongs(value)}
         left = {name: value for name, value in left.items() if name not in chosen}
         parts.append(f"## {title}\n")
-        parts += [f"::: {value.__module__}.{value.__qualname__}\n" for value in chosen.values()]
+        parts += [
+            f"::: {optimizer._HOMES[name]}.{name}\n"
+            if isinstance(value, dict)
+            else f"::: {value.__module__}.{value.__qualname__}\n"
+            for name, value in chosen.items()
+        ]
     if left:
-        raise ValueError(f"optimizer.__all__: neither functions nor classes: {', '.join(left)}")
+        raise ValueError(f"optimizer.__all__: neither functions nor classes nor registries: {', '.join(left)}")
     return "\n".join(parts)
 
 

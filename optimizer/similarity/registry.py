@@ -152,6 +152,7 @@ METRICS: dict[str, MetricKind] = {
         ),
     )
 }
+"""The metrics by name; `register_metric` adds one."""
 
 OPTIONS = tuple(kind.options for kind in METRICS.values() if kind.options is not None)
 """The models of the metrics' options."""
@@ -163,25 +164,24 @@ EXACT_METRICS = tuple(name for name, kind in METRICS.items() if kind.exact)
 """The metrics whose best alphas are found without a trial, the most informative first."""
 
 
-def register_metric(name: str, kind: MetricKind) -> None:
-    """Add a metric, which studies, `compare` and `fit` then take by its name.
+def register_metric(kind: MetricKind) -> None:
+    """Add a metric, which studies, `compare` and `fit` of this process then take by its name.
 
-        register_metric("median", MetricKind(...))
+        register_metric(MetricKind("nearness", "nearness to the target", ...))
 
     Args:
-        name: The name of the metric.
         kind: The metric.
 
     Raises:
         StudyError: The name is taken or cannot be written in a study, or the metric has options of its own.
     """
-    if name in METRICS:
-        raise StudyError(f"received {name!r}, which is a metric already; choose another name", field="name")
-    if not name.isidentifier():
-        raise StudyError(f"received {name!r}; must consist of letters, digits and _", field="name")
+    if kind.name in METRICS:
+        raise StudyError(f"received {kind.name!r}, which is a metric already; choose another name", field="name")
+    if not kind.name.isidentifier():
+        raise StudyError(f"received {kind.name!r}; must consist of letters, digits and _", field="name")
     if kind.options is not None and kind.options not in OPTIONS:
         raise StudyError(f"received {kind.options.__name__}; must be options of a metric that exists", field="options")
-    METRICS[name] = kind
+    METRICS[kind.name] = kind
 
 
 def check_installed(metrics: Iterable[str]) -> None:

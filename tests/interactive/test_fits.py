@@ -106,7 +106,8 @@ def test_blockfit_has_the_names_of_optimizer():
 
 def test_a_registered_metric_is_used_by_its_name(folder):
     """A study names a registered metric like any other; a name that is taken or unusable is refused."""
-    optimizer.register_metric("mine", replace(optimizer.METRICS["delta"], exact=False))
+    kind = replace(optimizer.METRICS["delta"], name="mine", exact=False)
+    optimizer.register_metric(kind)
     try:
         path = folder / "study.yaml"
         path.write_text(path.read_text(encoding="utf-8").replace("metric: delta", "metric: mine"), encoding="utf-8")
@@ -115,6 +116,6 @@ def test_a_registered_metric_is_used_by_its_name(folder):
         assert found.similarity == pytest.approx(optimizer.study_ceilings(found.study, "delta")[0].total["recipe"])
         for name in ("mine", "two words"):
             with pytest.raises(optimizer.StudyError, match=name):
-                optimizer.register_metric(name, optimizer.METRICS["delta"])
+                optimizer.register_metric(replace(kind, name=name))
     finally:
         del optimizer.METRICS["mine"]
