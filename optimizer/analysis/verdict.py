@@ -82,8 +82,8 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """Warnings and sentences in one paragraph."""
-        return " ".join((*self.warnings, *self.sentences))
+        """Sentences and warnings in one paragraph."""
+        return " ".join((*self.sentences, *(f"Attention: {warning}" for warning in self.warnings)))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON, NaN as None, and the whole text as "text"."""

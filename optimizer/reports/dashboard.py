@@ -1,5 +1,6 @@
 """A read-only server of Optuna's dashboard for a study's trials and plots, for this machine only."""
 
+import copy
 import json
 import logging
 import re
@@ -19,6 +20,7 @@ from optuna_dashboard import wsgi
 
 from optimizer.errors import InputError
 from optimizer.events import LOGGED
+from optimizer.printable import printable
 from optimizer.reports.file_names import file_name_part
 from optimizer.search import (
     CheckedStorage,
@@ -29,7 +31,7 @@ from optimizer.search import (
     id_of_study,
     open_trials,
 )
-from optimizer.studies import Study, StudyFolder
+from optimizer.studies import Study, StudyFolder, best_recipe
 
 __all__ = ["serve_dashboard"]
 
@@ -41,6 +43,9 @@ _NAMES = "study:metric_names"
 # Study attributes with notes, which Optuna stores in numbered parts.
 _NOTE = re.compile(r"(?P<prefix>dashboard:(?:\d+:)?note_str:)(?P<number>\d{1,6})")
 _NOTE_VERSION = re.compile(r"dashboard:(?:\d+:)?note_ver")
+_STUDY_NOTE, _STUDY_NOTE_VERSION = "dashboard:note_str:0", "dashboard:note_ver"
+# Address of the study's report.
+_REPORT = "/report"
 _OWN_PLOTS = "similarity-against-alpha-"
 _FORBIDDEN = "blockfit's dashboard answers only this machine and its own pages."
 _READ_ONLY = "blockfit's dashboard is read-only: it changes, adds and deletes nothing."
@@ -66,8 +71,9 @@ def serve_dashboard(
     """Serve Optuna's dashboard for a study's trials until KeyboardInterrupt.
 
     The server listens on the loopback interface only, refuses requests from other sites' pages in the same browser, and
-    refuses every request that would change, add or delete data. It shows a fit's plots with their searches. A fit may
-    run at the same time. StudyError is raised if the study has no readable trials.
+    refuses every request that would change, add or delete data. It shows a fit's plots with their searches, and its
+    verdict and report in each search's note. A fit may run at the same time. StudyError is raised if the study has no
+    readable trials.
 
     Args:
         study: The study.
@@ -83,10 +89,11 @@ def serve_dashboard(
     logging.getLogger("optuna_dashboard").addHandler(logging.NullHandler())
     with open_trials(study, storage) as trials:
         plots = _PlotStore(study.folder)
-        shown = _ShownStorage(trials, plots)
+        page = study.outputs.report
+        shown = _ShownStorage(trials, plots, _note(study, page))
         for line in shown.left_out():
             warn(line)
-        application = _OwnPagesOnly(_ReadingOnly(wsgi(shown, artifact_store=plots)))
+        application = _OwnPagesOnly(_WithReport(_ReadingOnly(wsgi(shown, artifact_store=plots)), page))
         try:
             server = make_server(HOST, port, application, server_class=_Server, handler_class=_Quiet)
         except OSError as error:
@@ -131,9 +138,10 @@ class _ShownStorage(CheckedStorage):
     The additions exist in this object only; the storage is opened for reading.
     """
 
-    def __init__(self, trials: OpenTrials, plots: _PlotStore) -> None:
+    def __init__(self, trials: OpenTrials, plots: _PlotStore, note: str = "") -> None:
         """Read all trials once, so that unreadable ones raise an error before the server starts."""
         super().__init__(trials.storage, str(trials.address), fresh=False, read_only=True)
+        self._note = note
         self._trials = trials
         self._plots = plots
         self._searches = {trials.storage.get_study_id_from_name(label): name for name, label in trials.labels.items()}
@@ -166,22 +174,27 @@ class _ShownStorage(CheckedStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return a study's trials without the ignored ones, in the order of their numbers."""
+        """Return a study's trials without the ignored ones, in the order of their numbers, with short attributes."""
         if study_id not in self._checks:
             return super().get_all_trials(study_id, deepcopy, states)
+        return [
+            _without_tables(trial)
+            for trial in self._counting_trials(study_id, deepcopy=deepcopy)
+            if states is None or trial.state in states
+        ]
+
+    def _counting_trials(self, study_id: int, *, deepcopy: bool) -> list[FrozenTrial]:
         found = self._checks[study_id].of(super().get_all_trials(study_id, deepcopy))
-        return sorted(
-            (trial for trial in found if states is None or trial.state in states), key=lambda trial: trial.number
-        )
+        return sorted(found, key=lambda trial: trial.number)
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """Return the best completed trial of a study, ignored ones excluded; raise ValueError if there is none."""
         if study_id not in self._checks:
             return super().get_best_trial(study_id)
-        best = self._checks[study_id].best(self.get_all_trials(study_id))
+        best = self._checks[study_id].best(self._counting_trials(study_id, deepcopy=True))
         if best is None:
             raise ValueError("No trials are completed yet.")
-        return best
+        return _without_tables(best)
 
     def _added(self, study_id: int, attributes: dict[str, Any]) -> dict[str, Any]:
         """Return system attributes with the name of the objective value and the plots of the search added."""
@@ -194,8 +207,33 @@ class _ShownStorage(CheckedStorage):
             for artifact_id, path in self._plots.plots.items()
             if _goes_with(path.stem, self._searches[study_id])
         }
+        kept = _kept(attributes)
+        # A note that a user wrote elsewhere stays.
+        note = {_STUDY_NOTE: self._note, _STUDY_NOTE_VERSION: 1} if self._note and _STUDY_NOTE not in kept else {}
         # Without this name the dashboard shows "Objective 0".
-        return {**_kept(attributes), _NAMES: ["similarity"], **plots}
+        return {**kept, _NAMES: ["similarity"], **plots, **note}
+
+
+def _note(study: Study, report: Path) -> str:
+    """Return the verdict of the last fit and a link to the report as Markdown; "" without both."""
+    try:
+        recipe = best_recipe(study)
+    except InputError:
+        recipe = None  # the trials are shown without it
+    verdict = None if recipe is None else recipe.noted.verdict
+    link = f"[The report]({_REPORT})" if report.is_file() else ""
+    # Names of files are text, not Markdown.
+    text = "" if verdict is None else re.sub(r"([\\`*_{}\[\]()#!|<>~])", r"\\\1", printable(verdict))
+    return "\n\n".join(part for part in (text, link) if part)
+
+
+def _without_tables(trial: FrozenTrial) -> FrozenTrial:
+    """Return a trial with the attributes that are single numbers or texts, of which a person reads some at a time."""
+    shown = copy.copy(trial)
+    shown.user_attrs = {
+        name: value for name, value in trial.user_attrs.items() if isinstance(value, str | int | float | None)
+    }
+    return shown
 
 
 def _kept(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,6 +295,24 @@ class _OwnPagesOnly:
         ):
             return _refusal("403 Forbidden", _FORBIDDEN, environ, start_response)
         return self._application(environ, start_response)
+
+
+class _WithReport:
+    """A WSGI filter that serves the report of the study, if there is one."""
+
+    def __init__(self, application: Callable[..., Iterable[bytes]], report: Path) -> None:
+        self._application, self._report = application, report
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ.get("PATH_INFO") != _REPORT or environ.get("REQUEST_METHOD") != "GET":
+            return self._application(environ, start_response)
+        try:
+            page = self._report.read_bytes()
+        except OSError:
+            return _refusal("404 Not Found", "There is no report yet: blockfit report", environ, start_response)
+        headers = [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(page)))]
+        start_response("200 OK", [*headers, ("Cache-Control", "no-store")])
+        return [page]
 
 
 class _ReadingOnly:

@@ -22,6 +22,7 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState, create_trial
 from optuna_dashboard import wsgi
 from processes import start_command
+from ruamel.yaml import YAML
 from waiting import PATIENCE
 
 from optimizer.errors import StudyError
@@ -37,6 +38,7 @@ def study(finished_fit, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dashboard") / "study"
     shutil.copytree(finished_fit.study.folder, folder, ignore=shutil.ignore_patterns("artifacts", "plots"))
     write_plots(finished_fit, folder / "plots")
+    (folder / "report.html").write_text("<!doctype html><title>report</title>", encoding="utf-8")
     return folder
 
 
@@ -92,11 +94,22 @@ def test_every_search_is_shown_with_its_trials(address, study):
     assert found["together"]["objective_names"] == ["similarity"]
 
 
-def test_lowest_similarity_can_be_plotted(address):
-    """Each trial has the similarity of its worst block as a number, equal to the lowest value of its mapping."""
-    for trial in details(address)["together"]["trials"]:
+def test_lowest_similarity_can_be_plotted(address, study):
+    """Each trial has the similarity of its worst block as a number, and no table of all blocks."""
+    stored = optuna.load_study(study_name="together", storage=sqlite_url(study / "study.db")).trials
+    for trial, whole in zip(details(address)["together"]["trials"], stored, strict=True):
         attributes = {attribute["key"]: attribute["value"] for attribute in trial["user_attrs"]}
-        assert float(attributes["lowest"]) == min(json.loads(attributes["block_scores"]).values())
+        assert float(attributes["lowest"]) == min(whole.user_attrs["block_scores"].values())
+        assert not any(value.startswith(("{", "[")) for value in attributes.values())
+
+
+def test_the_note_has_the_verdict_and_the_report(address, study):
+    """Each search's note has the verdict of best.yaml, and a link to the report, which the dashboard serves."""
+    verdict = YAML(typ="safe").load(study / "best.yaml")["fitted"]["verdict"]
+    for search in details(address).values():
+        text = search["note"]["body"].replace("\\", "")
+        assert text == f"{verdict}\n\n[The report](/report)"
+    assert get(f"{address}/report") == (study / "report.html").read_bytes()
 
 
 def test_plots_are_artifacts(address, study):
@@ -389,7 +402,7 @@ def test_a_browser_shows_the_searches(address, browser):
         page.goto(study)
         page.goto(page.url.split("?")[0] + "/trials")
         page.get_by_text("4 Trials").wait_for()
-        page.get_by_text("block_scores").wait_for()
+        page.get_by_text("lowest").first.wait_for()
         assert buttons() == []
     finally:
         page.close()
