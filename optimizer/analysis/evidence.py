@@ -78,7 +78,7 @@ class Evidence:
     Attributes:
         names: Names of the sources without the reference: the first columns of `gram`.
         gram: Products of the differences from the reference, sources, then target, float64 [tensors, K + 1, K + 1].
-        block: Position of each tensor's block, int [tensors].
+        block: Position of each tensor's block among those given, int [tensors].
         sizes: Numbers of elements, float64 [tensors].
         squares: Sums of squares of the target's tensors, float64 [tensors].
         base_squares: Sums of squares of the reference's tensors, float64 [tensors].
@@ -97,13 +97,12 @@ class Evidence:
 
     @staticmethod
     def of(measured: Measured, blocks: Sequence[str]) -> "Evidence":
-        """Return the evidence of `blocks`, without those that the target took over from the reference."""
+        """Return the evidence of `blocks`, without tensors that the target took over from the reference."""
         gram = measured.gram.numpy()
-        changed = [name for name in blocks if _difference(measured, name) > 0]
         rows = [
             row
             for row, part in enumerate(measured.scored)
-            if part.block in changed and bool(measured.referenced[row]) and gram[row, -1, -1] > 0
+            if part.block in blocks and bool(measured.referenced[row]) and gram[row, -1, -1] > 0
         ]
         names = list(measured.sources)
         columns = [1 + position for position, name in enumerate(names) if name != measured.reference]
@@ -121,12 +120,14 @@ class Evidence:
         return Evidence(
             names=tuple(names[column - 1] for column in columns),
             gram=chosen[:, kept][:, :, kept],
-            block=np.array([changed.index(part.block or "") for part in parts], dtype=np.int64),
+            block=np.array([blocks.index(part.block or "") for part in parts], dtype=np.int64),
             sizes=sizes,
             squares=squares,
             base_squares=base,
             floors=floors,
-            matrices=np.array([math.prod(part.shape) == math.prod(part.shape[:2]) > part.shape[0] for part in parts]),
+            matrices=np.array(
+                [math.prod(part.shape) == math.prod(part.shape[:2]) > part.shape[0] for part in parts], dtype=bool
+            ),
         )
 
     @cached_property
@@ -310,8 +311,3 @@ def _unexplained(gram: Matrix, coefficients: Matrix) -> Vector:
     full = np.concatenate([-coefficients, np.ones((len(coefficients), 1))], axis=1)
     left = np.einsum("nk,nkl,nl->n", full, gram, full).clip(min=0.0)
     return np.asarray(np.minimum(left, gram[:, -1, -1]))
-
-
-def _difference(measured: Measured, block: str) -> float:
-    rows = [row for row, part in enumerate(measured.scored) if part.block == block and bool(measured.referenced[row])]
-    return float(measured.gram[rows, -1, -1].sum()) if rows else 0.0

@@ -186,6 +186,17 @@ def test_the_place_of_the_rest_is_named(family, verdict_on):
     assert "nearly all of it in OUT04" in verdict_on(planted, "ab").text
 
 
+def test_blocks_that_the_base_lacks_do_not_move_the_place(family, verdict_on):
+    """The place is right if the base lacks a block before it."""
+    folder, tensors = family
+    lacking = {name: value for name, value in floats(tensors[BASE]).items() if ".input_blocks.1." not in name}
+    save_file(lacking, folder / "lacking.safetensors")
+    planted = noisy(mix(tensors, a=0.6, b=0.3), 0.02, lambda name, _: "output_blocks.4" in name)
+    planted |= {name: tensors["a"][name].double() for name in planted if name not in lacking}
+
+    assert "nearly all of it in OUT04" in verdict_on(planted, "ab", base="lacking").text
+
+
 def test_a_lora_is_told_from_a_model(family, verdict_on):
     """An unknown part of matrices alone, such as a LoRA, is told from one of all tensors."""
     planted = noisy(mix(family[1], a=0.6, b=0.3), 0.02, lambda name, value: "attn" in name and value.dim() == 2)
