@@ -192,13 +192,13 @@ class Ceiling:
 
     def __repr__(self) -> str:
         """Return the verdict and the totals."""
-        texts = () if self.verdict is None else (*self.verdict.warnings, *self.verdict.sentences)
+        texts = () if self.verdict is None else self.verdict.paragraphs
         totals = ", ".join(f"{name} {value:.6f}" for name, value in self.total.items() if value is not None)
         return "\n".join([*texts, f"{self.metric} over {len(self.blocks)} blocks: {totals}"])
 
     def _repr_html_(self) -> str:
         """Return the verdict and a table of the sources, for notebooks."""
-        texts = () if self.verdict is None else (*self.verdict.warnings, *self.verdict.sentences)
+        texts = () if self.verdict is None else self.verdict.paragraphs
         totals = ", ".join(f"{name} {value:.4%}" for name, value in self.total.items() if value is not None)
         shown = list(self.sources.items())[:_MOST_SHOWN]
         rows = [(name, f"{share.weighed:.4f}", f"{share.loss:.4%}") for name, share in shown]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from optimizer.recipes import Algebra, Recipe, Space, parameters_of
 from optimizer.similarity import Measured
-from optimizer.studies import Stage
+from optimizer.studies import Stage, scoring_steps
 
 __all__ = ["scored_spaces"]
 
@@ -25,7 +25,7 @@ def scored_spaces(
     Returns:
         {step: (space of the free alphas, blocks)}.
     """
-    step_of = {block: stage.steps[-1] for stage in stages for block in stage.blocks}
+    step_of = scoring_steps(stages)
     spaces = {}
     for step in dict.fromkeys(step_of.values()):
         blocks = tuple(block for block in measured.layout.blocks if step_of.get(block) == step)

@@ -19,7 +19,7 @@ from optimizer.families import Layout
 from optimizer.printable import printable
 from optimizer.recipes import Algebra, Recipe
 from optimizer.similarity import Compared, ExplainedMetric, Measured, build_metric, total_similarity
-from optimizer.studies import Stage
+from optimizer.studies import Stage, scoring_steps
 
 __all__ = ["Verdict", "describe_compared", "judge", "percentage"]
 
@@ -81,6 +81,11 @@ class Verdict:
     warnings: tuple[str, ...] = ()
 
     @property
+    def paragraphs(self) -> tuple[str, ...]:
+        """Warnings, then sentences, for a display with a line for each."""
+        return (*self.warnings, *self.sentences)
+
+    @property
     def text(self) -> str:
         """Sentences and warnings in one paragraph."""
         return " ".join((*self.sentences, *(f"Attention: {warning}" for warning in self.warnings)))
@@ -118,7 +123,7 @@ def judge(measured: Measured, recipe: Recipe, stages: Sequence[Stage], fitted: R
     Returns:
         The verdict.
     """
-    step_of = {block: stage.steps[-1] for stage in stages for block in stage.blocks}
+    step_of = scoring_steps(stages)
     blocks = tuple(block for block in measured.blocks if block in step_of)
     names = _names(measured)
     target = printable(Path(measured.target.file).stem)

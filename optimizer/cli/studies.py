@@ -298,9 +298,8 @@ def report(
     (coefficient, license and standing of each), remarks (headings of the remarks on the page).
     """
     from optimizer.reports.page import report_figures
-    from optimizer.studies import load_study
 
-    written, page = _write_page(load_study(study, with_files=False), study, output, storage, models)
+    written, page = _write_page(study, output, storage, models)
     if as_json:
         print_json({"report": str(written), **report_figures(page)})
         return
@@ -396,16 +395,11 @@ def demo(
     """
     from optimizer.demo import run_demo
 
-    def write(study: Path) -> Path:
-        from optimizer.studies import load_study
-
-        return _write_page(load_study(study, with_files=False), study, None, None, None)[0]
-
     found = run_demo(
         folder,
         fit=lambda study: fit_and_report(study, chosen_device(device)),
         fit_briefly=lambda study: fit_and_report(study, chosen_device(device), brief=True),
-        report=write,
+        report=lambda study: _write_page(study)[0],
         console=make_console(),
     )
     if as_json:
@@ -413,12 +407,11 @@ def demo(
 
 
 def _write_page(
-    loaded: "Study", study: Path, output: Path | None, storage: str | None, models: list[Path] | None
+    study: Path, output: Path | None = None, storage: str | None = None, models: list[Path] | None = None
 ) -> "tuple[Path, Page]":
     """Write the report of a study and return its file and its contents.
 
     Args:
-        loaded: The study.
         study: The study's folder or file as the user typed it.
         output: The file to write; None for the study's own.
         storage: The storage of the trials as given.
@@ -431,7 +424,9 @@ def _write_page(
     from optimizer.files import check_output
     from optimizer.reports.page import check_report_name, write_report
     from optimizer.search import shown_storage
+    from optimizer.studies import load_study
 
+    loaded = load_study(study, with_files=False)
     written = loaded.outputs.report if output is None else output
     check_report_name(written)
     check_output(written)

@@ -95,7 +95,7 @@ class Fit(FitResult):
         """Return the verdict and the total similarity of every step, in at most 20 lines."""
         lines = [f"fit of {self.study.folder}" + (", not finished" if self.interrupted else "")]
         if self.verdict is not None:
-            lines += [*self.verdict.warnings, *self.verdict.sentences]
+            lines += self.verdict.paragraphs
         rows = [f"{step}: {metric} {after} (before: {before})" for step, metric, before, after in self._rows()]
         left = _MOST_LINES - len(lines) - 1
         shown = rows if len(rows) <= left else [*rows[: left - 1], f"... and {len(rows) - left + 1} more"]
@@ -103,7 +103,7 @@ class Fit(FitResult):
 
     def _repr_html_(self) -> str:
         """Return the verdict and a table of the steps, for notebooks."""
-        texts = () if self.verdict is None else (*self.verdict.warnings, *self.verdict.sentences)
+        texts = () if self.verdict is None else self.verdict.paragraphs
         rows = self._rows()[: _MOST_LINES - 4]
         return html_table(("step", "metric", "before", "after"), rows, texts)
 

@@ -16,7 +16,7 @@ from optimizer.studies.noted import (
     noted_step_scores,
 )
 from optimizer.studies.opening import OpenStudy, open_study
-from optimizer.studies.stage import Stage
+from optimizer.studies.stage import Stage, scoring_steps
 from optimizer.studies.study import Study, load_study, read_study, study_schema
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "noted_step_scores",
     "open_study",
     "read_study",
+    "scoring_steps",
     "storage_files",
     "study_schema",
 ]

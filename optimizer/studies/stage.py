@@ -23,6 +23,7 @@ __all__ = [
     "Stage",
     "StageEntry",
     "read_stage",
+    "scoring_steps",
     "unsearched",
 ]
 
@@ -337,6 +338,14 @@ def _measured(entry: StageEntry, layout: Layout, free: Sequence[Parameter]) -> t
         raise StudyError(f"blocks: none of the moved blocks is seen by {entry.metric!r}")
     pairs = ((entry.metric, first), (entry.elsewhere or "", second))
     return tuple((name, blocks) for name, blocks in pairs if blocks)
+
+
+def scoring_steps(stages: Sequence[Stage]) -> dict[str, str]:
+    """Return the step on whose result each scored block counts, {block: step}.
+
+    It is the last step of the block's stage; if several stages score a block, the last of them counts.
+    """
+    return {block: stage.steps[-1] for stage in stages for block in stage.blocks}
 
 
 def unsearched(recipe: Recipe, stages: Sequence[Stage]) -> list[str]:

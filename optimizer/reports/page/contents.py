@@ -28,7 +28,7 @@ from optimizer.reports.page.drawings import (
 from optimizer.reports.page.remarks import Remark, remarks
 from optimizer.search import Found, SearchResult
 from optimizer.similarity import EXACT_METRICS, total_similarity
-from optimizer.studies import Stage, StepScores, StudyFolder
+from optimizer.studies import Stage, StepScores, StudyFolder, scoring_steps
 from optimizer.version import __version__
 
 __all__ = ["Page", "contents"]
@@ -419,8 +419,7 @@ def _sources(found: Found, ceilings: Mapping[str, Ceiling]) -> tuple[Source, ...
     """Return the sources of the recipe and of the study's scored steps."""
     study, recipe = found.result.study, found.result.recipe
     shares = next((ceilings[name] for name in EXACT_METRICS if name in ceilings), None)
-    # As for the ceilings, a block is scored on the last step of its stage; of several such stages the last one counts.
-    step_of = {block: stage.steps[-1] for stage in study.stages for block in stage.blocks}
+    step_of = scoring_steps(study.stages)
     by_step = {step: block_coefficients(recipe, step) for step in dict.fromkeys(step_of.values())}
     used = set(recipe.sources())
     sources = []
