@@ -97,12 +97,16 @@ def preview(
     Each recipe is merged into a temporary float16 file beside the sheet. On a GPU, UNets and text encoders run in
     float16. One checkpoint is in memory at a time.
 
+    If the best recipe of a study is among the candidates, its pictures are kept in the study's folder (pictures.json),
+    and the study's report shows them.
+
     With --json one object: output, target, pipeline, steps, guidance, negative, encoder_from, columns (for each: name,
     file, role, latent and pixel distances: their means, and one value per picture).
     """
     require("pictures", "preview")
     from optimizer.pictures import PreviewRequest, write_preview
     from optimizer.reports import preview_table
+    from optimizer.reports.drawn_pairs import keep_pairs
 
     _check_guidance(guidance)
     with reading() as progress:
@@ -114,6 +118,7 @@ def preview(
             request, output, folders=model_folders(models), hashes=hash_cache(), device=chosen_device(device),
             progress=progress, warn=say_warning,
         )  # fmt: skip
+    kept = keep_pairs(found)
     if as_json:
         print_json({"output": str(output), **found.as_dict()})
         return
@@ -121,6 +126,8 @@ def preview(
     for note in found.notes:
         say(note)
     say(f"sheet: {output}")
+    for path in kept:
+        say(f"kept for the report: {path}")
 
 
 def _check_guidance(guidance: float | None) -> None:

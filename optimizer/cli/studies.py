@@ -30,6 +30,7 @@ from optimizer.cli.options import (
     metric_option,
     model_folders,
     output_option,
+    seed_option,
 )
 from optimizer.cli.printing import (
     counted,
@@ -275,7 +276,10 @@ def ceiling(
 @app.command(
     short_help="Write a study's results as an HTML page.",
     epilog=examples(
-        "report studies/demo", "report studies/demo -o demo.html", "report studies/demo --models D:/models --json"
+        "report studies/demo",
+        'report studies/demo --prompt "a digit three"',
+        "report studies/demo -o demo.html",
+        "report studies/demo --models D:/models --json",
     ),
 )
 def report(
@@ -284,7 +288,13 @@ def report(
         Path | None,
         output_option("The HTML file to write; default: report.html in the study's folder.", metavar="FILE"),
     ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Draw target and clone with this prompt first; may be repeated."),
+    ] = None,
+    seeds: Annotated[list[int] | None, seed_option("Seed of the pictures' noise; may be repeated; default: 0.")] = None,
     storage: Storage = None,
+    device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -293,13 +303,17 @@ def report(
 
     The study need not be finished. Checkpoints are not needed once their statistics are in the study's folder.
 
+    The page shows target and clone side by side: with the pictures of the last `blockfit preview` of the study's best
+    recipe, or with those that --prompt draws, which takes the checkpoints and minutes at full size.
+
     With --json one object: report (the file), study, verdict (text), complete, stages (similarity before and after,
     ceiling, by stage, step and metric), ceilings (total by metric), searches (trials and best of each), sources
     (coefficient, license and standing of each), remarks (headings of the remarks on the page).
     """
     from optimizer.reports.page import report_figures
 
-    written, page = _write_page(study, output, storage, models)
+    _check_seeds(prompts, seeds)
+    written, page = _write_page(study, output, storage, models, prompts or (), seeds or (0,), device)
     if as_json:
         print_json({"report": str(written), **report_figures(page)})
         return
@@ -399,15 +413,27 @@ def demo(
         folder,
         fit=lambda study: fit_and_report(study, chosen_device(device)),
         fit_briefly=lambda study: fit_and_report(study, chosen_device(device), brief=True),
-        report=lambda study: _write_page(study)[0],
+        report=lambda study, prompts: _write_page(study, prompts=prompts)[0],
         console=make_console(),
     )
     if as_json:
         print_json({"folder": str(folder), **found.as_dict()})
 
 
+def _check_seeds(prompts: list[str] | None, seeds: list[int] | None) -> None:
+    """Raise InputError for seeds without prompts."""
+    if seeds and not prompts:
+        raise InputError("received a seed, and no `prompts` to draw with it", field="seeds")
+
+
 def _write_page(
-    study: Path, output: Path | None = None, storage: str | None = None, models: list[Path] | None = None
+    study: Path,
+    output: Path | None = None,
+    storage: str | None = None,
+    models: list[Path] | None = None,
+    prompts: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    device: str = "auto",
 ) -> "tuple[Path, Page]":
     """Write the report of a study and return its file and its contents.
 
@@ -416,12 +442,16 @@ def _write_page(
         output: The file to write; None for the study's own.
         storage: The storage of the trials as given.
         models: Further folders of checkpoints.
+        prompts: Prompts to draw target and clone with.
+        seeds: Seeds of the pictures.
+        device: The device that draws.
 
     Returns:
         The file and the page.
     """
     from optimizer.analysis import found_ceilings
     from optimizer.files import check_output
+    from optimizer.reports.drawn_pairs import draw_pairs, load_pairs
     from optimizer.reports.page import check_report_name, write_report
     from optimizer.search import shown_storage
     from optimizer.studies import load_study
@@ -433,9 +463,16 @@ def _write_page(
     found = _found(loaded, storage)
     with reading() as progress:
         ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
+        if prompts:
+            require("pictures", "drawing")
+            draw_pairs(
+                loaded, prompts, seeds, folders=model_folders(models), hashes=hash_cache(),
+                device=chosen_device(device), progress=progress, warn=say_warning,
+            )  # fmt: skip
     page = write_report(
         found, ceilings, tuple(map(in_options, problems)), written, named=_shareable_name(study),
         storage=shown_storage(loaded, storage), date=datetime.now().strftime("%Y-%m-%d"),
+        pairs=load_pairs(loaded.outputs),
     )  # fmt: skip
     return written, page
 

@@ -2,7 +2,7 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,12 @@ _WRITTEN = (
     "digits.png",
     "fit.safetensors",
     "half.safetensors",
+    StudyFolder(Path()).pictures.name,
     StudyFolder(Path()).report.name,
 )
 _SEED = 7
+# The pictures in the report.
+_SHOWN = ("a digit three", "a digit five", "a digit eight", "a digit two")
 
 
 def family_folder() -> Path:
@@ -97,7 +100,7 @@ def run_demo(
     *,
     fit: Callable[[Study], FitResult],
     fit_briefly: Callable[[Study], FitResult],
-    report: Callable[[Path], Path],
+    report: Callable[[Path, Sequence[str]], Path],
     console: Console,
 ) -> Demo:
     """Copy the family to `folder` unless it exists, fit it, and write digits.png and report.html beside the results.
@@ -109,7 +112,8 @@ def run_demo(
         folder: The folder of the demo.
         fit: A function that runs a study, writes its results and prints them.
         fit_briefly: The same for all studies but the first, of which one line each is printed.
-        report: A function that writes the report of a study's folder and returns its file.
+        report: A function that draws target and clone of a study's folder with prompts, if any, writes the study's
+            report, and returns its file.
         console: The console for headings and tables.
 
     Returns:
@@ -143,7 +147,7 @@ def run_demo(
             f"digits, with the distance of each picture to the target's: {sheet}", markup=False, soft_wrap=True
         )
         console.print(f"mean distance: {listed}", markup=False)
-    page = report(folder)
+    page = report(folder, _SHOWN if with_pictures else ())
     console.print(f"report: {page}", markup=False, soft_wrap=True)
     return Demo(fits, recipes, sheet, page)
 

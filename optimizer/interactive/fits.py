@@ -15,10 +15,11 @@ from optimizer.library import HashCache
 from optimizer.merging import merge
 from optimizer.recipes import Recipe
 from optimizer.reports import percent
+from optimizer.reports.drawn_pairs import draw_pairs, load_pairs
 from optimizer.reports.page import check_report_name, write_report
 from optimizer.search import PATIENCE, FitResult, SearchEvents, found_result
 from optimizer.search import fit as search
-from optimizer.similarity import total_similarity
+from optimizer.similarity import chosen_device, total_similarity
 from optimizer.studies import Study, load_study
 
 __all__ = ["Fit", "fit"]
@@ -69,15 +70,18 @@ class Fit(FitResult):
             Path(output).write_text(text, encoding="utf-8", newline="\n")
         return text
 
-    def report(self, output: Path | str | None = None, *, folders: Sequence[Path | str] = ()) -> Path:
+    def report(
+        self, output: Path | str | None = None, *, prompts: Sequence[str] = (), folders: Sequence[Path | str] = ()
+    ) -> Path:
         """Write the report page of the study, as the command `report` does.
 
             result.report()
 
-        Errors of `write_report` pass through.
+        Errors of `write_report` and `draw_pairs` pass through.
 
         Args:
             output: The HTML file to write. Default: report.html in the study's folder.
+            prompts: Prompts to draw target and clone with. Default: the pictures of the last preview are shown.
             folders: Further folders to search for checkpoints, if the study's statistics are missing.
 
         Returns:
@@ -87,8 +91,11 @@ class Fit(FitResult):
         check_report_name(path)
         argument = self.study.argument
         ceilings, problems = found_ceilings(argument, folders)
+        if prompts:
+            draw_pairs(self.study, prompts, folders=tuple(map(Path, folders)), device=chosen_device("auto"))
         today = datetime.now(UTC).astimezone().strftime("%Y-%m-%d")
-        write_report(found_result(self.study), ceilings, problems, path, named=argument.name, date=today)
+        pairs = load_pairs(self.study.outputs)
+        write_report(found_result(self.study), ceilings, problems, path, named=argument.name, date=today, pairs=pairs)
         return path
 
     def __repr__(self) -> str:

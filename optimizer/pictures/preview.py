@@ -33,7 +33,7 @@ from optimizer.pictures.opening import (
 from optimizer.pictures.sheets import contact_sheet
 from optimizer.recipes import Recipe, folders_of, load_recipe
 
-__all__ = ["Preview", "PreviewColumn", "PreviewRequest", "preview", "write_preview"]
+__all__ = ["Preview", "PreviewColumn", "PreviewRequest", "draw_preview", "preview", "write_preview"]
 
 _SMALLEST = 128  # pixels, the least width at which pictures are shown
 
@@ -302,11 +302,48 @@ def write_preview(
             temporary.touch()  # fail before the drawing, not after it
         except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
-        plan = _plan(request, library)
-        settings = _settings(request, plan, device, library.events)
-        found = _draw_all(plan, settings, temporary.parent, library.events)
+        found = _draw_preview(request, library, temporary.parent, device)
         found.sheet().save(temporary, format="png")
     return found
+
+
+def draw_preview(
+    request: PreviewRequest,
+    scratch: Path,
+    *,
+    folders: Sequence[Path] = (),
+    hashes: HashCache | None = None,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Preview:
+    """Draw the requested files from the same noise, without a contact sheet.
+
+    Raises the errors of `write_preview`.
+
+    Args:
+        request: Files and settings.
+        scratch: The folder for the merges of recipes, which are removed after drawing.
+        folders: See `write_preview`.
+        hashes: See `write_preview`.
+        device: See `write_preview`.
+        progress: See `write_preview`.
+        warn: See `write_preview`.
+
+    Returns:
+        The pictures and their distances.
+
+    """
+    require("pictures", "a preview")
+    return _draw_preview(
+        request, Library(tuple(map(Path, folders)), hashes, CallbackEvents.of(progress, warn)), scratch, device
+    )
+
+
+def _draw_preview(request: PreviewRequest, library: Library, scratch: Path, device: str | torch.device) -> Preview:
+    """Plan, check and draw the requested files."""
+    plan = _plan(request, library)
+    return _draw_all(plan, _settings(request, plan, device, library.events), scratch, library.events)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,11 @@ class StudyFolder:
         return self.path / "report.html"
 
     @property
+    def pictures(self) -> Path:
+        """The pictures of target and clone that the last preview left for the report."""
+        return self.path / "pictures.json"
+
+    @property
     def trials_table(self) -> Path:
         """The table of all trials."""
         return self.path / "trials.csv"
@@ -85,7 +90,7 @@ class StudyFolder:
         Raises:
             StudyError: One line for each link.
         """
-        files = (self.best, self.simple, self.trials_table, self.report, self.statistics)
+        files = (self.best, self.simple, self.trials_table, self.report, self.statistics, self.pictures)
         patterns = ("candidate-*.yaml", "study.old*")
         replaced = [*files, *(path for pattern in patterns for path in sorted(self.path.glob(pattern)))]
         replaced += sorted(self.plots.glob("*.png"))

@@ -3,21 +3,26 @@
 from html.parser import HTMLParser
 from pathlib import Path
 
-EMPTY = {"meta", "br", "wbr"}
+EMPTY = {"meta", "br", "wbr", "img", "input"}
 
 
 class Page(HTMLParser):
-    """A parsed page: `tables` {label: rows of cells}, `texts` {id: text}, `tags` in order, and all `text`."""
+    """A parsed page: `tables` {label: rows of cells}, `texts` {id: text}, `tags` in order, and all `text`.
+
+    `figures` are the tables with all digits, as the page copies them.
+    """
 
     def __init__(self, html: str) -> None:
         super().__init__(convert_charrefs=True)
         self.tables: dict[str, list[list[str]]] = {}
+        self.figures: dict[str, list[list[str]]] = {}
         self.texts: dict[str, str] = {}
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
         self.captions: list[str] = []
         self._open: list[tuple[str, str | None]] = []
         self._region = ""
+        self._full = False
         self.feed(html)
         self.close()
         assert not self._open, f"left open: {self._open}"
@@ -39,10 +44,14 @@ class Page(HTMLParser):
         if tag == "table":
             assert self._region not in self.tables, f"two tables are called {self._region}"
             self.tables[self._region] = []
+            self.figures[self._region] = []
         if tag == "tr":
             self.tables[self._region].append([])
+            self.figures[self._region].append([])
         if tag in ("td", "th"):
             self.tables[self._region][-1].append("")
+            self.figures[self._region][-1].append(given.get("data-full") or "")
+            self._full = given.get("data-full") is not None
         if tag == "figcaption":
             self.captions.append("")
 
@@ -66,5 +75,7 @@ class Page(HTMLParser):
                 self.texts[name] = self.texts.get(name, "") + data
         if "td" in around or "th" in around:
             self.tables[self._region][-1][-1] += data
+            if not self._full:
+                self.figures[self._region][-1][-1] += data
         if "figcaption" in around:
             self.captions[-1] += data

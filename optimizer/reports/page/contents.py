@@ -1,18 +1,18 @@
 """The contents of the report page: figures, texts and charts, prepared from a study's results."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
-from optimizer.analysis import BlockCeiling, Ceiling, SourceShare, Verdict
+from optimizer.analysis import Ceiling, SourceShare, Verdict
 from optimizer.families import Layout
-from optimizer.interchange import formula_of, write_notation
+from optimizer.interchange import write_notation
 from optimizer.printable import printable, quoted
-from optimizer.recipes import Model, Recipe, block_coefficients, preset_line
+from optimizer.recipes import Model, Recipe, block_coefficients
 from optimizer.reports.alphas import AlphaRow, alpha_rows
+from optimizer.reports.drawn_pairs import DrawnPairs
 from optimizer.reports.page.drawings import (
     MOST_POINTS,
     Drawing,
@@ -25,10 +25,23 @@ from optimizer.reports.page.drawings import (
     shown_trials,
     way_to_target,
 )
+from optimizer.reports.page.figure_tables import Column, FigureTable, figure_table
+from optimizer.reports.page.first_screen import (
+    Command,
+    Numbers,
+    SourceLine,
+    commands,
+    for_supermerger,
+    numbers_of,
+    source_lines,
+    step_title,
+)
+from optimizer.reports.page.local_paths import file_name, without_folders
 from optimizer.reports.page.remarks import Remark, remarks
+from optimizer.reports.page.rounding import few_digits, share_in_short
 from optimizer.search import Found, SearchResult
 from optimizer.similarity import EXACT_METRICS, total_similarity
-from optimizer.studies import Stage, StepScores, StudyFolder, scoring_steps
+from optimizer.studies import Stage, StepScores, scoring_steps
 from optimizer.version import __version__
 
 __all__ = ["Page", "contents"]
@@ -71,44 +84,44 @@ class Reached:
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """An alpha of a step in SuperMerger's form: the step's formula, and the numbers separated by commas."""
+class Map:
+    """An alpha on the blocks: what its step adds, and the drawing, or `single` if all numbers are equal."""
 
+    title: str
     step: str
-    alpha: str
-    formula: str
-    numbers: str
+    drawing: Drawing | None
+    single: str
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A step's similarities by block and metric; `chart` shows those by the stage's metric."""
+    """A step's similarities; `chart` shows those by the stage's metric, `blocks` those by every metric."""
 
     stage: str
+    title: str
     step: str
     metric: str
     chart: Drawing
-    metrics: tuple[StepScores, ...]
-    blocks: tuple[str, ...]
+    blocks: FigureTable
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table of all alphas: (CSS class, number) for each block."""
+    """A row of the table of all alphas: (CSS class, number, number with all digits) for each block."""
 
     title: str
-    cells: tuple[tuple[str, str], ...]
+    cells: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The panels of similarity against alpha of a search: {step: ((free alpha, chart), ...)}.
+    """The panels of similarity against alpha of a search: ((title of the step, ((free alpha, chart), ...)), ...).
 
     `left_out` counts the free alphas without a panel.
     """
 
     search: SearchResult
-    steps: Mapping[str, tuple[tuple[str, Drawing], ...]]
+    steps: tuple[tuple[str, tuple[tuple[str, Drawing], ...]], ...]
     left_out: int
 
 
@@ -122,6 +135,11 @@ class Source:
     coefficient: float | None
     share: SourceShare | None
     by_block: Mapping[str, float]
+
+    @property
+    def file(self) -> str:
+        """The file as the recipe names it, without folders of this machine."""
+        return file_name(self.model.file)
 
     @property
     def standing(self) -> str:
@@ -148,13 +166,21 @@ class Page:
     layout: Layout
     remarks: tuple[Remark, ...]
     reached: tuple[Reached, ...]
+    in_short: tuple[SourceLine, ...]
+    pairs: DrawnPairs | None
+    pairs_are_old: bool
     notation: str
+    notation_shown: str
+    supermerger: str
     numbers: tuple[Numbers, ...]
     numbers_left_out: int
     compared: tuple[Compared, ...]
     compared_left_out: int
+    totals: FigureTable
+    reachable: tuple[tuple[str, FigureTable], ...]
+    coefficients: FigureTable
     scale: Scale
-    maps: tuple[tuple[str, Drawing], ...]
+    maps: tuple[Map, ...]
     maps_left_out: int
     lines: tuple[Line, ...]
     lines_left_out: int
@@ -164,7 +190,8 @@ class Page:
     sources: tuple[Source, ...]
     target: str
     target_sha256: str | None
-    commands: tuple[tuple[str, str], ...]
+    commands: tuple[Command, ...]
+    named: str
     fitted_version: str | None
 
     @property
@@ -213,7 +240,7 @@ class Page:
         """CSS classes of the shapes in the charts; legends list only these."""
         charts = [compared.chart for compared in self.compared]
         charts += [chart for _, chart in self.histories]
-        charts += [chart for curves in self.curves for panels in curves.steps.values() for _, chart in panels]
+        charts += [chart for curves in self.curves for _, panels in curves.steps for _, chart in panels]
         return frozenset(str(shape.attributes["class"]) for chart in charts for shape in chart.shapes)
 
     @property
@@ -224,7 +251,7 @@ class Page:
     @property
     def all_searched(self) -> bool:
         """Whether every alpha in the table was searched."""
-        return not any(style == "unsearched" for line in self.lines for style, _ in line.cells)
+        return not any(style == "unsearched" for line in self.lines for style, _, _ in line.cells)
 
     @property
     def main_ceiling(self) -> Ceiling | None:
@@ -232,9 +259,9 @@ class Page:
         return next((self.ceilings[name] for name in EXACT_METRICS if name in self.ceilings), None)
 
     @property
-    def ceiling_rows(self) -> Mapping[str, Mapping[str, BlockCeiling]]:
-        """Ceilings by metric and block, the most informative metric first."""
-        return {name: self.ceilings[name].blocks for name in EXACT_METRICS if name in self.ceilings}
+    def grave(self) -> tuple[Remark, ...]:
+        """The remarks that must not be overlooked."""
+        return tuple(remark for remark in self.remarks if remark.grave)
 
 
 def contents(
@@ -245,6 +272,7 @@ def contents(
     named: str,
     storage: str | None,
     date: str,
+    pairs: DrawnPairs | None = None,
 ) -> Page:
     """Return the contents of a study's report page.
 
@@ -255,6 +283,7 @@ def contents(
         named: The study's folder or file as the user typed it, for the commands on the page.
         storage: Address of the trials, without secrets, for the commands; None for the study's folder.
         date: Today's date.
+        pairs: Pictures of target and clone.
 
     Returns:
         The contents.
@@ -262,46 +291,60 @@ def contents(
     result = found.result
     study, recipe, layout = result.study, result.recipe, result.recipe.layout
     by_metric = {ceiling.metric: ceiling for ceiling in ceilings}
+    main = next((by_metric[name] for name in EXACT_METRICS if name in by_metric), None)
     target = recipe.noted.target
     rows = alpha_rows(result)
     searched = [row for row in rows if row.found]
+    varied = [row for row in rows if len({few_digits(number) for number in row.values}) > 1]
     sources = _sources(found, by_metric)
+    means = {source.name: source.coefficient for source in sources if source.coefficient is not None}
     scale = Scale.of(rows)
-    numbers = _numbers(recipe)
-    compared = _compared(result.scores, study.stages, by_metric)
+    numbers = numbers_of(recipe)
+    compared = _compared(recipe, result.scores, study.stages, by_metric)
     histories = _histories(result.searches)
-    notation = write_notation(recipe.trimmed())
+    copied = for_supermerger(recipe)
+    fits = len(copied) <= _MOST_NOTATION
     # `named` is the study's folder or its file; the results are in the folder.
     by_file = study.path is not None and PurePath(named).name == study.path.name
     folder = PurePath(named).parent if by_file else PurePath(named)
+    further = tuple(commands(named, folder, storage, recipe))
+    drawn_with = [recipe, *([] if result.simple is None else [result.simple.recipe])]
     return Page(
         title=study.name,
         version=__version__,
         date=date,
         found=found,
         ceilings=by_metric,
-        # The page may be shared, so it must not contain the study's absolute path.
-        ceiling_problems=tuple(_with_path_replaced(problem, study.folder, folder) for problem in problems),
+        ceiling_problems=tuple(without_folders(problem, study.folder, folder) for problem in problems),
         layout=layout,
-        remarks=(*remarks(found, by_metric, _on_trials("fit", named, storage)), *_licences(sources)),
+        remarks=(*remarks(found, by_metric, further[0].line), *_licences(sources)),
         reached=_reached(result.scores, study.stages, by_metric),
-        notation=notation if len(notation) <= _MOST_NOTATION else "",
+        in_short=source_lines(means, None if main is None else main.verdict, study.base or recipe.first_model()),
+        pairs=pairs,
+        pairs_are_old=pairs is not None and not pairs.are_of(*drawn_with),
+        notation=write_notation(recipe.trimmed()) if fits else "",
+        notation_shown=write_notation(_in_few_digits(recipe.trimmed())) if fits else "",
+        supermerger=copied if fits else "",
         numbers=tuple(numbers[:_MOST_STEPS]),
         numbers_left_out=max(len(numbers) - _MOST_STEPS, 0),
         compared=tuple(compared[:_MOST_STEPS]),
         compared_left_out=max(len(compared) - _MOST_STEPS, 0),
+        totals=_totals(recipe, result.scores),
+        reachable=tuple(_reachable(by_metric[name]) for name in EXACT_METRICS if name in by_metric),
+        coefficients=_coefficients(sources, layout),
         scale=scale,
-        maps=tuple((_title(row), block_map(row, scale, layout)) for row in searched[:_MOST_STEPS]),
+        maps=tuple(_map(recipe, row, scale) for row in searched[:_MOST_STEPS]),
         maps_left_out=max(len(searched) - _MOST_STEPS, 0),
-        lines=tuple(_line(row, scale) for row in rows[:_MOST_ROWS]),
-        lines_left_out=max(len(rows) - _MOST_ROWS, 0),
+        lines=tuple(_line(recipe, row, scale) for row in varied[:_MOST_ROWS]),
+        lines_left_out=max(len(varied) - _MOST_ROWS, 0),
         histories=tuple((search, best_so_far(search)) for search in histories[:_MOST_SEARCHES]),
         histories_left_out=max(len(histories) - _MOST_SEARCHES, 0),
-        curves=_curves(result.searches),
+        curves=_curves(recipe, result.searches),
         sources=sources,
-        target=study.target_file,
+        target=file_name(study.target_file),
         target_sha256=_text(None if target is None else target.sha256),
-        commands=_commands(named, folder, storage, recipe),
+        commands=further,
+        named=quoted(named),
         fitted_version=_text(recipe.noted.version),
     )
 
@@ -340,18 +383,22 @@ def _reached(
     return tuple(found)
 
 
-def _numbers(recipe: Recipe) -> list[Numbers]:
+def _in_few_digits(recipe: Recipe) -> Recipe:
+    """Return a recipe with its numbers in few digits."""
     blocks = recipe.layout.blocks
-    found = []
-    for step in recipe.ancestors():
-        formula, _ = formula_of(step, blocks)
-        for name, alpha in step.alphas.items():
-            _, _, numbers = preset_line("", {block: alpha.at(block) for block in blocks}, blocks).partition("\t")
-            found.append(Numbers(step.name, name, f"{formula} = {step.name}", numbers))
-    return found
+    return recipe.with_alphas(
+        {
+            (step.name, name): {block: float(few_digits(alpha.at(block))) for block in blocks}
+            for step in recipe.steps
+            for name, alpha in step.alphas.items()
+            if not alpha.free
+        }
+    )
 
 
-def _compared(scores: Sequence[StepScores], stages: Sequence[Stage], ceilings: Mapping[str, Ceiling]) -> list[Compared]:
+def _compared(
+    recipe: Recipe, scores: Sequence[StepScores], stages: Sequence[Stage], ceilings: Mapping[str, Ceiling]
+) -> list[Compared]:
     found = []
     for stage in stages:
         for step in stage.steps:
@@ -367,23 +414,99 @@ def _compared(scores: Sequence[StepScores], stages: Sequence[Stage], ceilings: M
                 if block in ceilings[name].blocks
             }
             before = total_similarity(main.before)
-            start = "" if math.isnan(before) else f"from {100 * before:.4f}% "
-            title = f"{main.metric} similarity of {step}: {start}to {100 * total_similarity(main.after):.4f}%"
+            start = "" if math.isnan(before) else f"from {share_in_short(before)} "
+            title = f"{main.metric} similarity of {step}: {start}to {share_in_short(total_similarity(main.after))}"
             chart = dumbbells(f"{title}, block by block", stage.measured, main.before, main.after, bounds)
-            found.append(Compared(stage.name, step, main.metric, chart, of_step, tuple(main.after)))
+            table = figure_table(
+                f"{step} in {stage.name}, block by block",
+                "block",
+                tuple(main.after),
+                [
+                    Column(f"{entry.metric}{when}", values)
+                    for entry in of_step
+                    for when, values in ((" before", entry.before), ("", entry.after))
+                ],
+            )
+            title = step_title(recipe, recipe.step(step))
+            found.append(Compared(stage.name, title, step, main.metric, chart, table))
     return found
 
 
-def _title(row: AlphaRow) -> str:
-    return row.step if row.alpha == "alpha" else f"{row.step}, {row.alpha}"
+def _totals(recipe: Recipe, scores: Sequence[StepScores]) -> FigureTable:
+    """Return the totals of every step by every metric, before and after."""
+    steps = dict.fromkeys((entry.stage, entry.step) for entry in scores)
+    stages = {stage for stage, _ in steps}
+
+    def row(stage: str, step: str) -> str:
+        name = f"{step_title(recipe, recipe.step(step))} ({step})"
+        return name if len(stages) == 1 else f"{name} in {stage}"
+
+    columns = []
+    for metric in dict.fromkeys(entry.metric for entry in scores):
+        of_metric = {row(entry.stage, entry.step): entry for entry in scores if entry.metric == metric}
+        columns += [
+            Column(f"{metric} before", {name: total_similarity(entry.before) for name, entry in of_metric.items()}),
+            Column(f"{metric} after", {name: total_similarity(entry.after) for name, entry in of_metric.items()}),
+        ]
+    return figure_table("Totals by every metric", "step", [row(*step) for step in steps], columns)
 
 
-def _line(row: AlphaRow, scale: Scale) -> Line:
+def _reachable(ceiling: Ceiling) -> tuple[str, FigureTable]:
+    """Return what the sources reach by a metric: a sentence, and a table by block with the total."""
+    whole = ceiling.total
+    named = {
+        "recipe": "recipe",
+        "best": "best alphas",
+        "ceiling_bounded": "within 0 to 1",
+        "ceiling": "best merge",
+    }
+    columns = [
+        Column(title, {**{block: getattr(at, name) for block, at in ceiling.blocks.items()}, "total": whole[name]})
+        for name, title in named.items()
+    ]
+    if ceiling.metric == "delta":
+        scales = {
+            block: entry.best_scale if entry.recipe_scale is None else entry.recipe_scale
+            for block, entry in ceiling.blocks.items()
+        }
+        columns.append(Column("scale", scales, is_share=False))
+    shares = f"this recipe {share_in_short(whole['recipe'])}, the best merge {share_in_short(whole['ceiling'])}"
+    rows = [*ceiling.blocks, "total"]
+    return f"By {ceiling.metric}: {shares}", figure_table(f"Ceiling by {ceiling.metric}", "block", rows, columns)
+
+
+def _coefficients(sources: Sequence[Source], layout: Layout) -> FigureTable:
+    """Return the coefficients of the sources by block, in the recipe and in the target."""
+    blocks = [block for block in layout.blocks if sources and block in sources[0].by_block]
+    columns = []
+    for source in sources:
+        columns.append(Column(f"{source.name} in the recipe", source.by_block, is_share=False))
+        if source.share is not None:
+            found = {block: entry.coefficient for block, entry in source.share.blocks.items()}
+            columns.append(Column(f"{source.name} in the target", found, is_share=False))
+    return figure_table("Coefficients by block", "block", blocks, columns)
+
+
+def _title(recipe: Recipe, row: AlphaRow) -> str:
+    title = step_title(recipe, recipe.step(row.step))
+    return title if row.alpha == "alpha" else f"{title}, {row.alpha}"
+
+
+def _map(recipe: Recipe, row: AlphaRow, scale: Scale) -> Map:
+    shown = {few_digits(number) for number in row.found}
+    alike = len(shown) == 1
+    name = row.step if row.alpha == "alpha" else f"{row.step}, {row.alpha}"
+    drawing = None if alike else block_map(row, scale, recipe.layout)
+    where = "in every block" if all(row.searched) else "in every block that was searched"
+    return Map(_title(recipe, row), name, drawing, f"{shown.pop()} {where}" if alike else "")
+
+
+def _line(recipe: Recipe, row: AlphaRow, scale: Scale) -> Line:
     cells = tuple(
-        (scale.style(number, searched), short_number(number))
+        (scale.style(number, searched), short_number(number), f"{number:.12g}")
         for number, searched in zip(row.values, row.searched, strict=True)
     )
-    return Line(_title(row), cells)
+    return Line(f"{_title(recipe, row)} ({row.step})", cells)
 
 
 def _histories(searches: Sequence[SearchResult]) -> list[SearchResult]:
@@ -393,7 +516,7 @@ def _histories(searches: Sequence[SearchResult]) -> list[SearchResult]:
     return [search for search in searches if search.trials and search.number in shown]
 
 
-def _curves(searches: Sequence[SearchResult]) -> tuple[Curves, ...]:
+def _curves(recipe: Recipe, searches: Sequence[SearchResult]) -> tuple[Curves, ...]:
     """Return the panels of similarity against alpha, at most `_MOST_PANELS` in total."""
     # Only the last of several passes over a step: earlier ones scored it with different alphas of the other steps.
     latest = {search.searched: search for search in searches if search.completed}
@@ -402,14 +525,17 @@ def _curves(searches: Sequence[SearchResult]) -> tuple[Curves, ...]:
     for search in latest.values():
         drawn, trials, best = search.open[:left], shown_trials(search), search.best
         assert best is not None  # `latest` contains only searches with completed trials
-        steps = {
-            step: tuple(
-                (free.name.removeprefix(step).removeprefix("."), against_alpha(search, free, trials, best.number))
-                for free in drawn
-                if free.step == step
+        steps = tuple(
+            (
+                f"{step_title(recipe, recipe.step(step))} ({step})",
+                tuple(
+                    (free.name.removeprefix(step).removeprefix("."), against_alpha(search, free, trials, best.number))
+                    for free in drawn
+                    if free.step == step
+                ),
             )
             for step in dict.fromkeys(free.step for free in drawn)
-        }
+        )
         found.append(Curves(search, steps, len(search.open) - len(drawn)))
         left -= len(drawn)
     return tuple(found)
@@ -453,35 +579,3 @@ def _licences(sources: Sequence[Source]) -> Iterator[Remark]:
             "recipe. The licences of the other sources are listed below, under Files and licences.",
             True,
         )
-
-
-def _with_path_replaced(text: str, folder: PurePath, shown: PurePath) -> str:
-    """Return `text` with the path `folder` replaced by `shown`, also where it starts a longer path."""
-    if not folder.name:  # the study's folder is the current one, ".", or a whole disk
-        return text
-    start = rf"(?<![\w./\\-]){re.escape(str(folder))}"
-    return re.sub(start + r"(?=[/\\:;,\s]|$)", lambda _: str(shown), text)
-
-
-def _on_trials(command: str, named: str, storage: str | None) -> str:
-    """Return the command line of a command on the study's trials, with --storage if needed."""
-    return f"blockfit {command} {quoted(named)}" + ("" if storage is None else f" --storage {quoted(storage)}")
-
-
-def _commands(named: str, folder: PurePath, storage: str | None, recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    best = quoted(StudyFolder(Path(folder)).best.as_posix())
-    commands = [
-        ("fit, or resume the fit", _on_trials("fit", named, storage)),
-        ("merge the recipe into a checkpoint", f"blockfit merge {best} -o {_file_name(recipe.name)}.safetensors"),
-        (
-            "export the recipe for SuperMerger, presets included",
-            f"blockfit export {best} --to supermerger -o recipe.txt",
-        ),
-        ("compute what these sources can reach", f"blockfit ceiling {quoted(named)}"),
-        ("write this page", _on_trials("report", named, storage)),
-    ]
-    return tuple(commands)
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)[:60] or "clone"

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from optimizer.families import Layout
 from optimizer.recipes import Parameter
 from optimizer.reports.alphas import AlphaRow, block_score, is_exact
+from optimizer.reports.page.rounding import decimals_of, share_in_short
 from optimizer.search import SearchResult, Trial
 from optimizer.similarity import EXACT_METRICS
 
@@ -39,11 +40,12 @@ _SAME = 1e-9
 
 @dataclass(frozen=True)
 class Shape:
-    """An SVG element: its tag, its attributes, its text."""
+    """An SVG element: its tag, its attributes, its text, and the tip that a pointer over it shows."""
 
     tag: str
     attributes: Mapping[str, object]
     text: str = ""
+    tip: str = ""
 
 
 @dataclass
@@ -55,10 +57,10 @@ class Drawing:
     label: str
     shapes: list[Shape] = field(default_factory=list)
 
-    def add(self, tag: str, style: str, text: str = "", **attributes: object) -> None:
+    def add(self, tag: str, style: str, text: str = "", *, tip: str = "", **attributes: object) -> None:
         """Add a shape of a CSS class; an underscore in an attribute's name stands for a dash."""
         written = {name.replace("_", "-"): _written(value) for name, value in attributes.items() if value is not None}
-        self.shapes.append(Shape(tag, {"class": style, **written}, text))
+        self.shapes.append(Shape(tag, {"class": style, **written}, text, tip))
 
     def line(self, style: str, x1: float, y1: float, x2: float, y2: float) -> None:
         """Add a straight line."""
@@ -185,7 +187,8 @@ def _cell(drawing: Drawing, scale: Scale, block: str, alpha: float, x: float, y:
     style = scale.style(alpha, searched)
     # The colours are translucent: an opaque rectangle below hides the lines between blocks.
     drawing.add("rect", "clear", x=x, y=y, width=width, height=height, rx=3)
-    drawing.add("rect", f"cell {style}", x=x, y=y, width=width, height=height, rx=3)
+    tip = f"{block}: {alpha:.12g}{'' if searched else ', not searched'}"
+    drawing.add("rect", f"cell {style}", tip=tip, x=x, y=y, width=width, height=height, rx=3)
     drawing.words(f"on {style} block", x + 7, y + 14.5, block)
     drawing.words(f"on {style} number", x + width - 7, y + 14.5, f"{alpha:.3f}" if searched or alpha else "0", "end")
 
@@ -243,6 +246,7 @@ def dumbbells(
     left, right, line, top = 46.0, 250.0, 17.0, 8.0
     numbers = [100 * value for values in (before, after, ceiling) for value in values.values()]
     low, high, ticks = _axis(numbers) if numbers else (0.0, 100.0, [0.0, 50.0, 100.0])
+    decimals = decimals_of(after.values())
     rows = [(block, "") for _, blocks in measured for block in blocks]
     if len(measured) > 1:
         rows = [row for name, blocks in measured for row in (("", name), *((block, "") for block in blocks))]
@@ -273,7 +277,10 @@ def dumbbells(
         if block in ceiling:
             drawing.line("bound", place(ceiling[block]), y - 6, place(ceiling[block]), y + 6)
         drawing.add("circle", "after worse" if falls else "after", cx=place(value), cy=y, r=3.6)
-        drawing.words("tick number", 318, y + 3.5, f"{100 * value:.3f}", "end")
+        drawing.words("tick number", 318, y + 3.5, share_in_short(value, decimals).removesuffix(" %"), "end")
+        told = {"before": before.get(block), "after": value, "ceiling": ceiling.get(block)}
+        tip = ", ".join(f"{what} {100 * share:.6f} %" for what, share in told.items() if share is not None)
+        drawing.add("rect", "hit", tip=f"{block}: {tip}", x=0.0, y=y - line / 2, width=320.0, height=line)
     return drawing
 
 
@@ -321,7 +328,8 @@ def best_so_far(search: SearchResult) -> Drawing:
         drawing.add("path", "best", d=f"{path}H{_written(across(last))}")
         for number, value, trial in done:
             if is_exact(trial) and value >= low:
-                drawing.add("path", "exact", d=_diamond(across(number), up(value)))
+                tip = f"trial {number}, exact optimum: {value:.6f} %"
+                drawing.add("path", "exact", tip=tip, d=_diamond(across(number), up(value)))
     drawing.line("axis", left, bottom, right, bottom)
     if failed := [across(trial.number) for trial in search.trials if trial.similarity is None]:
         drawing.add("path", "failed", d="".join(_cross(x, bottom - 4) for x in _thinned(failed)))
@@ -373,7 +381,8 @@ def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[T
         drawing.line("optimum", across(alpha), top, across(alpha), bottom)
     drawing.points("trial", ((across(alpha), up(value)) for alpha, value, _ in points))
     if chosen is not None:
-        drawing.add("path", "chosen", d=_star(across(chosen[0]), up(chosen[1])))
+        tip = f"best trial, {best}: {chosen[1]:.6f} % at {chosen[0]:.12g}"
+        drawing.add("path", "chosen", tip=tip, d=_star(across(chosen[0]), up(chosen[1])))
     drawing.line("axis", left, bottom, right, bottom)
     return drawing
 

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,14 @@ from markupsafe import Markup
 from optimizer.analysis import Ceiling
 from optimizer.errors import InputError
 from optimizer.files import replace_text
+from optimizer.reports.drawn_pairs import DrawnPairs
 from optimizer.reports.page.contents import Page, contents
-from optimizer.reports.tables import percent
+from optimizer.reports.page.rounding import number_in_short, share_in_short
 from optimizer.search import Found
-from optimizer.similarity import total_similarity
 
 __all__ = ["check_report_name", "report_figures", "report_page", "write_report"]
 
 _SUFFIXES = (".html", ".htm")
-_MISSING = "\N{EN DASH}"
 
 
 def write_report(
@@ -33,6 +31,7 @@ def write_report(
     named: str,
     storage: str | None = None,
     date: str,
+    pairs: DrawnPairs | None = None,
 ) -> Page:
     """Write the report page of a study to `path`.
 
@@ -51,12 +50,13 @@ def write_report(
         named: The study's folder or file as the user typed it, for the commands on the page.
         storage: Address of the trials, without secrets, for the commands; None for the study's folder.
         date: Today's date.
+        pairs: Pictures of target and clone, from `load_pairs`.
 
     Returns:
         The contents of the page.
     """
     check_report_name(path)
-    page = contents(found, ceilings, problems, named=named, storage=storage, date=date)
+    page = contents(found, ceilings, problems, named=named, storage=storage, date=date, pairs=pairs)
     replace_text(Path(path), report_page(page))
     return page
 
@@ -77,18 +77,16 @@ def report_page(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": _percent,
-        "total": total_similarity,
-        "change": _change,
-        "measured": _measured,
+        "percent": share_in_short,
+        "few": number_in_short,
         "breakable": _breakable,
     }
     style = Markup(environment.get_template("report.css").render(negative=page.scale.negative))  # noqa: S704
     script = Markup(environment.get_template("report.js").render())  # noqa: S704
     # Only this style and this script may run, so a name that escapes the escaping would still be harmless.
     policy = (
-        f"default-src 'none'; style-src '{_hash_of(style)}'; script-src '{_hash_of(script)}'; base-uri 'none'; "
-        "form-action 'none'"
+        f"default-src 'none'; style-src '{_hash_of(style)}'; script-src '{_hash_of(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
     )
     trials = sum(len(search.completed) for search in page.found.result.searches)
     return environment.get_template("report.html").render(
@@ -137,21 +135,7 @@ def _hash_of(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode('ascii')}"
 
 
-def _percent(similarity: float | None) -> str:
-    return _MISSING if similarity is None or not math.isfinite(similarity) else percent(similarity)
-
-
-def _change(pair: tuple[float, float]) -> str:
-    before, after = pair
-    return f"{100 * (after - before):+.4f}" if math.isfinite(before) and math.isfinite(after) else _MISSING
-
-
 def _breakable(block: str) -> Markup:
     """Return a block's name with a possible line break before its number."""
     kind = block.rstrip("0123456789")
     return Markup("{}<wbr>{}").format(kind, block[len(kind) :])
-
-
-def _measured(pair: tuple[float, float | None]) -> str:
-    value, error = pair
-    return f"{value:.4f}" if error is None else f"{value:.4f} \N{PLUS-MINUS SIGN} {error:.4f}"

@@ -1,6 +1,7 @@
 """The contents of the report page, compared with the study's files read by other means."""
 
 import json
+import re
 import shlex
 import shutil
 import sqlite3
@@ -51,9 +52,16 @@ def yaml_in(path: Path) -> dict:
     return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
 
 
-def percent(similarity: float) -> str:
-    """Return a similarity in the page's format."""
-    return f"{100 * similarity:.4f}%"
+def says(text: str, share: float) -> bool:
+    """Return whether a text has a share as per cent, right to its last digit."""
+    shown = re.findall(r"(-?\d+(?:\.(\d+))?) %", text)
+    return any(abs(float(number) - 100 * share) <= 0.5 * 10 ** -len(decimals) + 1e-9 for number, decimals in shown)
+
+
+def columns_of(table: list[list[str]]) -> dict[str, dict[str, str]]:
+    """Return a table as {column: {row: cell}}."""
+    (_, *titles), *rows = table
+    return {title: {row[0]: row[place] for row in rows} for place, title in enumerate(titles, start=1)}
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +85,20 @@ def test_history_shows_the_best_trials(folder: Path, page: Page) -> None:
     assert len(best) == 3
     for name, value in best.items():
         (caption,) = [text for text in page.captions if text.startswith(f"{name}, by ")]
-        assert f"{percent(value)} in trial" in caption
+        assert " in trial " in caption
+        assert says(caption, value)
 
 
 def test_numbers_are_those_of_the_recipe(folder: Path, page: Page) -> None:
-    """Each step's 26 numbers equal those of best.yaml, BASE first, and importing the notation gives the same recipe."""
+    """Each step's 26 numbers equal those of best.yaml, BASE first, and importing the notation gives the same recipe.
+
+    The text for SuperMerger begins with a preset line for each step.
+    """
     steps = yaml_in(folder / "best.yaml")["steps"]
     assert len(steps) == 2
+    for line, number in zip(page.texts["supermerger"].splitlines(), (1, 2), strict=False):
+        assert line.split("\t")[1] == page.texts[f"numbers-{number}"]
+    assert page.texts["supermerger"].split("\n\n", 1)[1] == page.texts["notation"]
     for number, step in enumerate(steps, start=1):
         shown = [float(text) for text in page.texts[f"numbers-{number}"].split(",")]
         expected = step["alpha"] if isinstance(step["alpha"], list) else [step["alpha"]] * 26
@@ -96,13 +111,16 @@ def test_numbers_are_those_of_the_recipe(folder: Path, page: Page) -> None:
 
 
 def test_alphas_by_step_and_block(folder: Path, page: Page) -> None:
-    """The table of all alphas contains those of best.yaml, rounded to two decimals."""
+    """The table of all alphas shows those of best.yaml with two decimals, and has all digits to copy."""
     header, *rows = page.tables["Alphas by step and block"]
     steps = yaml_in(folder / "best.yaml")["steps"]
-    assert [row[0] for row in rows] == [step["name"] for step in steps]
+    steps = [step for step in steps if len({round(number, 3) for number in step["alpha"]}) > 1]
+    assert [row[0] for row in rows] == [f"{step['b']} ({step['name']})" for step in steps]
     assert header[1:4] == ["BASE", "IN00", "IN01"]
     for row, step in zip(rows, steps, strict=True):
         assert [float(cell) for cell in row[1:]] == pytest.approx(step["alpha"], abs=0.005 + 1e-9)
+    for row, step in zip(page.figures["Alphas by step and block"][1:], steps, strict=True):
+        assert [float(cell) for cell in row[1:]] == pytest.approx(step["alpha"], abs=1e-11)
 
 
 def test_similarities_match_the_files(folder: Path, page: Page) -> None:
@@ -117,27 +135,33 @@ def test_similarities_match_the_files(folder: Path, page: Page) -> None:
     cosine = base @ target / np.sqrt((base @ base) * (target @ target))
     noted = yaml_in(folder / "best.yaml")["steps"][0]["similarity"]
 
-    heading, _, *rows = page.tables["first in one $ each, block by block"]
+    shown = columns_of(page.tables["first in one $ each, block by block"])
+    full = columns_of(page.figures["first in one $ each, block by block"])
 
-    assert heading == ["block", "attention", "explained", "delta", "weights"]
-    row = next(row for row in rows if row[0] == "OUT03")
-    assert row[7] == percent(cosine)
-    for column, metric in ((2, "attention"), (4, "explained"), (6, "delta"), (8, "weights")):
-        assert row[column] == percent(noted[metric]["blocks"]["OUT03"])
-    assert row[3] == row[5] == "0.0000%"
+    assert float(full["weights before"]["OUT03"]) == pytest.approx(cosine, abs=1e-9)
+    assert says(shown["weights before"]["OUT03"], cosine)
+    for metric in ("attention", "explained", "delta", "weights"):
+        value = noted[metric]["blocks"]["OUT03"]
+        assert float(full[metric]["OUT03"]) == pytest.approx(value, abs=1e-9)
+        assert says(shown[metric]["OUT03"], value)
+    # Before the first step everything is the base's: one sentence instead of two columns of zeros.
+    assert not {"explained before", "delta before"} & set(shown)
+    assert page.text.count("explained before: 0.0 % in every block.") >= 1
 
 
 def test_totals_are_means_of_the_blocks(folder: Path, page: Page) -> None:
     """The totals of every step by every metric are the means of the similarities by block in best.yaml."""
     steps = yaml_in(folder / "best.yaml")["steps"]
-    _, *rows = page.tables["Totals by every metric"]
-    # Only the first row of a stage and step contains their names.
-    assert [row[-4] for row in rows[:8]] == ["attention", "explained", "delta", "weights"] * 2
-    assert [row[-2] for row in rows[:8]] == [
-        percent(np.mean(list(step["similarity"][metric]["blocks"].values())))
-        for step in steps
-        for metric in ("attention", "explained", "delta", "weights")
-    ]
+    columns = columns_of(page.figures["Totals by every metric"])
+    for metric in ("attention", "explained", "delta", "weights"):
+        for step in steps:
+            mean = np.mean(list(step["similarity"][metric]["blocks"].values()))
+            if (column := columns.get(f"{metric} after")) is not None:
+                found = column[f"{step['b']} ({step['name']}) in one $ each"]
+                assert float(found) == pytest.approx(mean, abs=1e-9)
+            else:  # equal in every step: a sentence instead of a column
+                assert says(re.search(rf"{metric} after: .* in every step\.", page.text)[0], mean)
+    assert "delta after" in columns
 
 
 def test_ceiling_is_least_squares(folder: Path, page: Page) -> None:
@@ -151,9 +175,11 @@ def test_ceiling_is_least_squares(folder: Path, page: Page) -> None:
     differences = np.stack([flat["x"] - flat["base"], flat["y"] - flat["base"]], axis=1)
     target = flat["target"] - flat["base"]
     solution = np.linalg.lstsq(differences, target, rcond=None)[0]
-    _, *rows = page.tables["Ceiling by delta"]
-    row = next(row for row in rows if row[0] == "OUT04")
-    assert row[4] == percent(np.linalg.norm(differences @ solution) / np.linalg.norm(target))
+    best = np.linalg.norm(differences @ solution) / np.linalg.norm(target)
+    columns = columns_of(page.figures["Ceiling by delta"])
+    # A column that repeats another as shown is left out.
+    found = columns.get("best merge") or columns["best alphas"]
+    assert float(found["OUT04"]) == pytest.approx(best, abs=5e-5)
 
 
 def test_only_applicable_remarks_are_shown(page: Page) -> None:
@@ -202,8 +228,9 @@ def test_unknown_licences_are_reported(page: Page) -> None:
 def test_the_page_loads_nothing(page: Page) -> None:
     """No element refers to anything outside the page, and the policy forbids it."""
     names = {name for _, attributes in page.tags for name in attributes}
-    assert not names & {"src", "srcset", "style", "onclick", "onload", "background", "data"}
+    assert not names & {"srcset", "style", "onclick", "onload", "background", "data"}
     assert all((attributes.get("href") or "#").startswith("#") for _, attributes in page.tags)
+    assert all((attributes.get("src") or "data:image/").startswith("data:image/") for _, attributes in page.tags)
     (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "unsafe" not in policy
@@ -238,8 +265,8 @@ def test_statistics_replace_the_checkpoints(copy: Path) -> None:
     (copy / "statistics.safetensors").unlink()
     assert run("report", copy) == 0
     page = Page.of(copy / "report.html")
-    assert "could not be computed" in page.texts["ceiling"]
-    assert "models.x.file: 'x' not found" in page.texts["ceiling"]
+    assert "could not be computed" in page.texts["sources"]
+    assert "models.x.file: 'x' not found" in page.texts["sources"]
     assert page.tables["Totals by every metric"] == before.tables["Totals by every metric"]
 
 
@@ -339,7 +366,8 @@ def test_commands_name_the_study_as_given(copy: Path, monkeypatch: pytest.Monkey
         assert texts["command-1"] == f"blockfit fit {study}"
         assert texts["command-2"].startswith(f"blockfit merge {best} -o ")
         assert f" {best} " in texts["command-3"]
-        assert [texts[f"command-{number}"] for number in (4, 5)] == [
+        assert f" {best} " in texts["command-4"]
+        assert [texts[f"command-{number}"] for number in (5, 6)] == [
             f"blockfit ceiling {study}", f"blockfit report {study}"
         ]  # fmt: skip
 
@@ -365,10 +393,10 @@ def test_names_are_quoted_for_the_shell(copy: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(copy.parent)
     assert run("report", "x(1)") == 0
     texts = Page.of(copy.parent / "x(1)" / "report.html").texts
-    assert [shlex.split(texts[f"command-{number}"])[2] for number in range(1, 6)] == [
-        "x(1)", "x(1)/best.yaml", "x(1)/best.yaml", "x(1)", "x(1)"
+    assert [shlex.split(texts[f"command-{number}"])[2] for number in range(1, 7)] == [
+        "x(1)", "x(1)/best.yaml", "x(1)/best.yaml", "x(1)/best.yaml", "x(1)", "x(1)"
     ]  # fmt: skip
-    assert all('"x(1)' in texts[f"command-{number}"] for number in range(1, 6))
+    assert all('"x(1)' in texts[f"command-{number}"] for number in range(1, 7))
 
 
 def test_storage_can_be_given_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +463,7 @@ def test_only_the_latest_generation_is_shown(write_sd1: Callable[..., dict], tmp
     for search in result.searches:
         (caption,) = [found for found in page.captions if found.startswith(f"{search.name}, by ")]
         assert caption.endswith(f"{len(search.completed)} of 6 trials")
-        assert percent(max(trial.similarity for trial in search.completed)) in caption
+        assert says(caption, max(trial.similarity for trial in search.completed))
     assert "Further passes improve" in page.texts["know"]
 
 
