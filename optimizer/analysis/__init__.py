@@ -1,6 +1,6 @@
 """Analyses that need no trial: exact optima, ceilings, simpler recipes and verified similarities."""
 
-from optimizer.analysis.ceiling import BlockCeiling, Ceiling, Identified, SourceShare, found_ceilings, study_ceilings
+from optimizer.analysis.ceiling import Ceiling, Identified, SourceShare, found_ceilings, study_ceilings
 from optimizer.analysis.exact import ExactOptimum, exact_optimum, keeping_point
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges
 from optimizer.analysis.simplified_files import simple_path, simplify_file, simplify_fit
@@ -9,7 +9,6 @@ from optimizer.analysis.verdict import Verdict, describe_compared, judge
 from optimizer.analysis.verifying import Verified, verify
 
 __all__ = [
-    "BlockCeiling",
     "Ceiling",
     "ExactOptimum",
     "Identified",

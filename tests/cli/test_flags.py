@@ -19,7 +19,7 @@ from optimizer.studies import first_study, load_study
 
 PACKAGE = Path(optimizer.__file__).parent
 # Modules whose texts contain options: the command itself, and the report page's list of commands.
-FACES = (PACKAGE / "cli", PACKAGE / "demo", PACKAGE / "reports" / "page" / "contents.py")
+FACES = (PACKAGE / "cli", PACKAGE / "demo", PACKAGE / "reports" / "page" / "first_screen.py")
 OTHER_PROGRAMS = ("pip install ", "optuna storage upgrade ")
 
 FAMILY = Path(__file__).parents[2] / "studies" / "demo"
