@@ -63,7 +63,8 @@ def test_the_study_reaches_the_ceiling(here, capsys):
     assert run("init", "my models/closed.safetensors", "my models", "-o", "mine") == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "base: base.safetensors, by its name; --base names another"
-    assert printed[1] == "2 steps, 52 free alphas, base ../my models/base.safetensors -> mine"
+    assert printed[1] == "vae: base.safetensors, whose VAE the target has; --vae names another"
+    assert printed[2] == "2 steps, 52 free alphas, base ../my models/base.safetensors -> mine"
     assert printed[-2:] == ["  blockfit ceiling mine", "  blockfit fit mine"]
 
     assert run("fit", "mine", "--trials", "2", "--json") == 0
