@@ -137,7 +137,9 @@ def _as_chain(recipe: Recipe) -> Recipe:
         return recipe
     rows = block_coefficients(recipe)
     others = [name for name, row in rows.items() if name != first and any(row.values())]
-    if len(others) > _MOST_STEPS or not others:
+    # A model alone is a chain too, of one difference times 0.
+    others = others or [name for name in rows if name != first][:1] or [first]
+    if len(others) > _MOST_STEPS:
         return recipe
     names = [f"{recipe.output}_{number}" for number in range(1, len(others))] + [recipe.output]
     made = tuple(

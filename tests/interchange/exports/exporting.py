@@ -17,6 +17,8 @@ RISING = {block: round(0.1 + 0.03 * n, 3) for n, block in enumerate(BLOCKS)}
 FALLING = {block: round(0.15 - 0.005 * n, 3) for n, block in enumerate(BLOCKS)}
 TIME_EMBED = "model.diffusion_model.time_embed."
 VAE = "first_stage_model."
+# More models than one chain of model-mixer takes, beside base.
+MANY = {f"s{n}": f"s{n}.safetensors" for n in range(1, 7)}
 
 
 def whole(numbers):

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from exporting import EVERY_MODE, EVERY_MODE_CHAINED, FALLING, NESTED, RISING, make_recipe, make_step, refused
+from exporting import EVERY_MODE, EVERY_MODE_CHAINED, FALLING, MANY, NESTED, RISING, make_recipe, make_step, refused
 from step_by_step import BLOCKS
 
 from optimizer.interchange import export_notes, export_recipe
@@ -13,8 +13,6 @@ CHAIN = (
     make_step("T1", "weight_sum", "base", "x", alpha=RISING),
     make_step("T2", "add_difference", "T1", "y", "x", alpha=FALLING),
 )
-# More models than one chain of model-mixer takes, beside base.
-MANY = {f"s{n}": f"s{n}.safetensors" for n in range(1, 7)}
 
 
 def test_metadata():
