@@ -116,6 +116,7 @@ def import_recipe(
         "export best.yaml --to supermerger -o recipe.txt",
         "export best.yaml --to comfyui -o workflow.json",
         "export best.yaml --to mergekit -o mergekit.yaml",
+        "export best.yaml --to model-mixer -o mixer.json --approximate",
     ),
 )
 def export(
