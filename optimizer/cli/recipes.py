@@ -193,7 +193,8 @@ def export(
             }
         )
         return
-    say(f"{loaded.output} -> {output}")
+    exact = ", exact: nothing was approximated" if approximate and not made.changes else ""
+    say(f"{loaded.output} -> {output}{exact}")
 
 
 @app.command(

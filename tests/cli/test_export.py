@@ -80,6 +80,8 @@ def test_json(here, capsys):
     assert 0 < loss["total"] < 0.04
     assert (loss["blocks"]["OUT04"], loss["vae"], loss["explained"]) == (0, None, None)
     assert (same["approximated"], same["loss"], same["notes"]) == ([], None, [])
+    assert run(*arguments[:-1], "--to", "model-mixer") == 0
+    assert capsys.readouterr().out == "T1 -> workflow.json, exact: nothing was approximated\n"
 
 
 def test_no_files_to_measure(here, capsys):

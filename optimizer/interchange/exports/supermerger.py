@@ -55,6 +55,8 @@ def supermerger_notes(recipe: Recipe) -> list[str]:
     """Return a sentence on the VAE to bake in, if SuperMerger would merge another one than the recipe copies."""
     if recipe.vae is None or vae_shares(replace(recipe, vae=None, mapping="supermerger")) == {recipe.vae: 1.0}:
         return []
+    assert recipe.layout.vae is not None
+    block = recipe.layout.block_of(recipe.layout.vae.prefix, "supermerger")
     file = file_text(recipe.models[recipe.vae].file)
     set_by_hand = f'choose a file with the VAE of {file} under "Bake in VAE" in the last step'
-    return [f"vae: SuperMerger merges VAEs by BASE, and the recipe has that of {recipe.vae!r}: {set_by_hand}"]
+    return [f"vae: SuperMerger merges VAEs by {block}, and the recipe has that of {recipe.vae!r}: {set_by_hand}"]
