@@ -109,13 +109,10 @@ def approximate_for_model_mixer(recipe: Recipe) -> Approximation:
     chain, notes = _as_chain(recipe), model_mixer_notes(recipe)
     steps = _chain(chain)
     if shares:
-        vae = vae_shares(chain)
-        if vae != {steps[0].a: 1.0}:
-            chain = replace(chain, vae=steps[0].a)
+        chain = replace(chain, vae=steps[0].a)
         if shares != vae_shares(chain):
             before = " + ".join(f"{value:.4g} x {name}" if value != 1 else name for name, value in shares.items())
             changes.append(Change("vae", None, before, steps[0].a, "model-mixer keeps model A's VAE"))
-        chain = replace(chain, vae=steps[0].a)
     layout = recipe.layout
     for place, alphas in moved_places(chain, steps, _MAPPING).items():
         ours, theirs = chain.block_of(place), layout.block_of(place, _MAPPING)

@@ -18,7 +18,7 @@ __all__ = [
     "vae_shares",
 ]
 
-CONVERTIBLE = "`approximate=True` converts it"
+CONVERTIBLE = "`approximate=True` converts it"  # ends the lines of problems that an approximation solves
 
 # Alphas that a search has found may differ by less than this when they stand for the same number. The difference is too
 # small to change a merged tensor.
