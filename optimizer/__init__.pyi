@@ -1,8 +1,10 @@
 """Public names of `optimizer` and their modules, for editors, type checkers and `__init__.py`."""
 
 from optimizer.analysis import Ceiling as Ceiling
+from optimizer.analysis import ConversionLoss as ConversionLoss
 from optimizer.analysis import Simplified as Simplified
 from optimizer.analysis import Verdict as Verdict
+from optimizer.analysis import conversion_loss as conversion_loss
 from optimizer.analysis import found_ceilings as found_ceilings
 from optimizer.analysis import simplify_file as simplify_file
 from optimizer.analysis import study_ceilings as study_ceilings
@@ -24,6 +26,8 @@ from optimizer.families import load_layout as load_layout
 from optimizer.families import register_layout as register_layout
 from optimizer.interactive import Fit as Fit
 from optimizer.interactive import fit as fit
+from optimizer.interchange import Approximation as Approximation
+from optimizer.interchange import approximate_recipe as approximate_recipe
 from optimizer.interchange import export_recipe as export_recipe
 from optimizer.interchange import import_text as import_text
 from optimizer.library import HashCache as HashCache

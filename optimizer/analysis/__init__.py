@@ -1,6 +1,7 @@
 """Analyses that need no trial: exact optima, ceilings, simpler recipes and verified similarities."""
 
 from optimizer.analysis.ceiling import Ceiling, Identified, SourceShare, found_ceilings, study_ceilings
+from optimizer.analysis.conversion import ConversionLoss, conversion_loss
 from optimizer.analysis.exact import ExactOptimum, exact_optimum, keeping_point
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges
 from optimizer.analysis.simplified_files import simple_path, simplify_file, simplify_fit
@@ -10,6 +11,7 @@ from optimizer.analysis.verifying import Verified, verify
 
 __all__ = [
     "Ceiling",
+    "ConversionLoss",
     "ExactOptimum",
     "Identified",
     "NarrowRange",
@@ -17,6 +19,7 @@ __all__ = [
     "SourceShare",
     "Verdict",
     "Verified",
+    "conversion_loss",
     "describe_compared",
     "exact_optimum",
     "found_ceilings",

@@ -760,7 +760,7 @@ def _tidied(
                 }
     needed = {name for place in places.values() for name in _ancestors(recipe, place)}
     steps = tuple(step for step in recipe.steps if step.name in needed)
-    used = {name for step in steps for name in step.inputs.values()} | set(keep)
+    used = {name for step in steps for name in step.inputs.values()} | set(keep) | {recipe.vae}
     models = {name: model for name, model in recipe.models.items() if name in used}
     left = {(step.name, name) for step in steps for name in step.alphas}
     return _Tidied(

@@ -14,7 +14,7 @@ from optimizer.checkpoints.source import (
     WholeTensorReader,
     check_unchanged,
 )
-from optimizer.checkpoints.vae import open_vae, without_vae
+from optimizer.checkpoints.vae import only_vae, open_vae, without_vae
 from optimizer.checkpoints.writing import SafetensorsWriter, TensorSpec, safetensors_writer, write_safetensors
 from optimizer.checkpoints.zero_tensors import ZeroTensors
 from optimizer.checkpoints.zeros import is_zero, zeros_at_end
@@ -37,6 +37,7 @@ __all__ = [
     "is_zero",
     "kind_of_folder",
     "kind_of_other_file",
+    "only_vae",
     "open_checkpoint",
     "open_vae",
     "pipeline_of",

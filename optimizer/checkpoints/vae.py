@@ -11,7 +11,7 @@ from optimizer.checkpoints.source import TensorSource
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout, ModelPart
 
-__all__ = ["open_vae", "without_vae"]
+__all__ = ["only_vae", "open_vae", "without_vae"]
 
 _DIFFUSERS = re.compile(r"(encoder|decoder)\.(down_blocks|up_blocks|mid_block)\.")
 _MOST_PROBLEMS = 8
@@ -54,6 +54,23 @@ def open_vae(path: Path, layout: Layout, sources: Sequence[TensorSource]) -> Ten
             raise CheckpointError(problems[:_MOST_PROBLEMS] + ([f"{path}: ... and {more} more"] if more > 0 else []))
         stack.pop_all()
         return SelectedTensors(whole, names, layout, owning=True)
+
+
+def only_vae(source: TensorSource) -> TensorSource:
+    """Return the VAE of a source with a layout; closing it does not close the source.
+
+    Raises:
+        CheckpointError: The source holds no VAE.
+    """
+    assert source.layout is not None
+    vae = source.layout.vae
+    names = {name: name for name in source.tensors if vae is not None and vae.holds(name)}
+    if not names:
+        raise CheckpointError(
+            f"{source.label}: holds no VAE, and the recipe's `vae` names it; name a model that holds one, or leave "
+            "`vae` out"
+        )
+    return SelectedTensors(source, names)
 
 
 def without_vae(source: TensorSource) -> TensorSource:

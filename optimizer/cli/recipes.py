@@ -116,6 +116,7 @@ def import_recipe(
         "export best.yaml --to supermerger -o recipe.txt",
         "export best.yaml --to comfyui -o workflow.json",
         "export best.yaml --to mergekit -o mergekit.yaml",
+        "export best.yaml --to model-mixer -o mixer.json --approximate",
     ),
 )
 def export(
@@ -125,6 +126,11 @@ def export(
         typer.Option("--to", help=f"Format to write: {listed(FormatName)}.", autocompletion=completing.formats),
     ],
     output: Annotated[Path, output_option("The file to write.")],
+    approximate: Annotated[
+        bool,
+        typer.Option("--approximate", help="Change what the format cannot express, and measure what that costs."),
+    ] = False,
+    device: Device = "auto",
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -134,10 +140,23 @@ def export(
     A recipe that the format cannot express is refused, with the reason. Models that the recipe names without extension
     or by hash get their full file names if the files are found.
 
-    With --json one object: output (the file), format, step (the recipe's output).
+    With --approximate, comfyui and model-mixer get the nearest recipe that they can express. Each change is a line on
+    stderr, and the last line is the loss: the squared distance between the two merges, as a share of that between the
+    recipe's merge and the base. It is measured from the study's statistics beside the recipe, or from the checkpoints.
+
+    With --json one object: output (the file), format, step (the recipe's output), notes, approximated (field, blocks,
+    before, after and reason of each change), loss (total, worst, blocks, vae, explained ...; null without changes).
     """
+    from optimizer.analysis import conversion_loss
     from optimizer.files import check_output, replace_text
-    from optimizer.interchange import EXPORTS, export_recipe, with_whole_names
+    from optimizer.interchange import (
+        EXPORTS,
+        Approximation,
+        approximate_recipe,
+        export_notes,
+        export_recipe,
+        with_whole_names,
+    )
     from optimizer.recipes import folders_of, load_recipe
 
     check_output(output, beside=recipe)
@@ -146,12 +165,36 @@ def export(
     with reading() as progress:
         library = checkpoint_library(models, progress)
         beside, *others = folders_of(loaded, recipe, library.folders)
-        loaded = with_whole_names(loaded, beside, library.within(others))
-    replace_text(output, attempt(lambda: export_recipe(loaded, to), recipe if to in EXPORTS else ""))
+        exported = with_whole_names(loaded, beside, library.within(others))
+        where = recipe if to in EXPORTS else ""
+        made = Approximation(exported)
+        if approximate:
+            made = attempt(lambda: approximate_recipe(exported, to), where)
+        text = attempt(lambda: export_recipe(made.recipe, to), where)
+        notes = [in_options(note) for note in (*made.notes, *export_notes(made.recipe, to))]
+        loss = None
+        if made.changes:
+            loss = conversion_loss(
+                recipe, made.recipe, folders=model_folders(models), device=chosen_device(device), hashes=hash_cache(),
+                progress=progress,
+            )  # fmt: skip
+    replace_text(output, text)
+    for note in (*notes, *map(str, made.changes), *([] if loss is None else [str(loss)])):
+        say_problem(f"warning: {recipe}: {note}")
     if as_json:
-        print_json({"output": str(output), "format": to, "step": loaded.output})
+        print_json(
+            {
+                "output": str(output),
+                "format": to,
+                "step": loaded.output,
+                "notes": notes,
+                "approximated": [change.as_dict() for change in made.changes],
+                "loss": None if loss is None else loss.as_dict(),
+            }
+        )
         return
-    say(f"{loaded.output} -> {output}")
+    exact = ", exact: nothing was approximated" if approximate and not made.changes else ""
+    say(f"{loaded.output} -> {output}{exact}")
 
 
 @app.command(

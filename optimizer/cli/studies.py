@@ -98,6 +98,15 @@ def init(
         ),
     ] = None,
     mapping: Mapping = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            "--vae",
+            metavar="SOURCE",
+            help="Source whose VAE the recipe copies; merge: merge VAEs with BASE; default: the one with the target's.",
+            autocompletion=completing.checkpoints,
+        ),
+    ] = None,
     models: Models = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -109,15 +118,15 @@ def init(
     folder. Nothing is overwritten.
 
     With --json one object: folder, recipe, study, target, layout, base, models (file of each), steps, free_alphas,
-    tied, closed (blocks with alpha 0), metric, mode, mapping, needs_folders (whether later commands need --models),
-    notes.
+    tied, closed (blocks with alpha 0), metric, mode, mapping, vae (the model whose VAE the recipe copies; null if VAEs
+    merge), needs_folders (whether later commands need --models), notes.
     """
     from optimizer.studies import first_study
 
     with reading() as progress:
         library = checkpoint_library(models, progress)
         found = first_study(
-            target, sources, output, base=base, metric=metric, mode=mode, mapping=mapping, library=library
+            target, sources, output, base=base, metric=metric, mode=mode, mapping=mapping, vae=vae, library=library
         )
     notes = list(map(in_options, found.notes))
     if as_json:

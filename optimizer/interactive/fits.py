@@ -50,7 +50,14 @@ class Fit(FitResult):
         merge(self._recipe(simple=simple), self.study.sources, output, dtype=dtype)
         return Path(output)
 
-    def export(self, format_name: FormatName, output: Path | str | None = None, *, simple: bool = True) -> str:
+    def export(
+        self,
+        format_name: FormatName,
+        output: Path | str | None = None,
+        *,
+        simple: bool = True,
+        approximate: bool = False,
+    ) -> str:
         """Return the recipe in another tool's language, and write it.
 
             print(result.export("supermerger"))
@@ -61,11 +68,12 @@ class Fit(FitResult):
             format_name: The tool: supermerger, model-mixer, mecha, comfyui or mergekit.
             output: The file to write; None to write none.
             simple: Whether to export the rounded recipe, if there is one.
+            approximate: Whether to change what the format cannot express; see `optimizer.approximate_recipe`.
 
         Returns:
             The text.
         """
-        text = export_recipe(self._recipe(simple=simple), format_name)
+        text = export_recipe(self._recipe(simple=simple), format_name, approximate=approximate)
         if output is not None:
             Path(output).write_text(text, encoding="utf-8", newline="\n")
         return text

@@ -212,13 +212,10 @@ class _Reader:
         if output in self.sources.models or not output:
             made = recipe_of_rows(name, layout, self.sources.models, by_prefix, prefer=prefer, vae=origin)
         else:
-            used = {source for step in self.steps for source in step.inputs.values()}
+            used = {source for step in self.steps for source in step.inputs.values()} | {origin}
             models = {source: entry for source, entry in self.sources.models.items() if source in used}
             steps = sorted(self.steps, key=lambda step: step.name == output)
-            known = origin if origin in models else None
-            made = recipe_of_steps(name, layout, models, steps, prefer=prefer, vae=known)
-            if origin is not None and known is None:
-                notes.append(f"the VAE comes from {origin!r}: merge with `vae={self.sources.models[origin].file!r}`")
+            made = recipe_of_steps(name, layout, models, steps, prefer=prefer, vae=origin)
         recipe, more = made
         return recipe, [*notes, *more]
 

@@ -82,12 +82,16 @@ def _grafted(recipe: Recipe, name: str, parent: Recipe, hash_of: HashOf, made: M
         The joint recipe.
 
     Raises:
-        RecipeError: If the two recipes differ in layout, or in the tensors that their mappings move.
+        RecipeError: If the two recipes differ in layout, in the tensors that their mappings move, or in the VAE.
 
     """
     if parent.layout != recipe.layout:
         raise RecipeError(f"layout: received {parent.layout.name!r}; the recipe's is {recipe.layout.name!r}")
-    if moved := _moved(parent, recipe.mapping):
+    if name == recipe.vae and parent.vae is None:
+        raise RecipeError(f"vae: received {name!r}; its VAE is a merge, and a recipe copies that of a model")
+    if recipe.vae is None and parent.vae is not None:
+        raise RecipeError(f"vae: received {parent.vae!r}; the recipe merges the VAE with its other tensors")
+    if moved := _moved(parent, recipe):
         raise RecipeError(
             f"mapping: received {parent.mapping!r}; the recipe has {recipe.mapping!r}, by which the same alphas would "
             f"merge {moved}* differently"
@@ -117,7 +121,8 @@ def _grafted(recipe: Recipe, name: str, parent: Recipe, hash_of: HashOf, made: M
         )
         for step in parent.steps
     )
-    return replace(recipe, models=models, steps=(*steps, *recipe.steps))
+    vae = recipe.vae if recipe.vae != name or parent.vae is None else names[parent.vae]
+    return replace(recipe, models=models, steps=(*steps, *recipe.steps), vae=vae)
 
 
 def _same(models: Mapping[str, Model], searched: Model, hash_of: HashOf) -> str | None:
@@ -135,11 +140,13 @@ def _free(name: str, taken: set[str]) -> str:
     return next(free for n in count(1) if (free := name if n == 1 else f"{name}-{n}") not in taken)
 
 
-def _moved(recipe: Recipe, mapping: str) -> str | None:
-    """Return a prefix of tensors that the recipe's alphas would merge differently under this mapping, or None."""
-    layout = recipe.layout
-    for prefix in {**layout.mappings[recipe.mapping], **layout.mappings[mapping]}:
-        ours, theirs = (layout.block_of(prefix, name) for name in (recipe.mapping, mapping))
+def _moved(recipe: Recipe, other: Recipe) -> str | None:
+    """Return a prefix of tensors that the recipe's alphas would merge differently within the other, or None."""
+    mappings = recipe.layout.mappings
+    for prefix in {**mappings[recipe.mapping], **mappings[other.mapping]}:
+        if other.copies(prefix):
+            continue
+        ours, theirs = recipe.block_of(prefix), other.block_of(prefix)
         for step in recipe.ancestors():
             for alpha in step.alphas.values():
                 here, there = (0.0 if block is None else alpha.at(block) for block in (ours, theirs))

@@ -1,11 +1,11 @@
 """Turn merges with numbers by prefix of tensor names, as in other tools, into recipes.
 
 A recipe has one number for each block; its mapping assigns time_embed, `out` and the VAE to blocks. So the functions
-search for a mapping under which each prefix has the number of its block.
+search for a mapping under which each prefix has the number of its block. A VAE that is that of one model needs none.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from optimizer.errors import RecipeError
@@ -77,7 +77,7 @@ def recipe_of_steps(
     Args:
         name: The name of the recipe.
         layout: The layout of its models.
-        models: The models, by name.
+        models: The models, by name, with that of the VAE.
         steps: The steps, each after its inputs; the last one is the output.
         prefer: The mapping to take if several fit equally well.
         vae: The model whose VAE the output has. Default: the VAE merges with the steps.
@@ -91,12 +91,17 @@ def recipe_of_steps(
     """
     preferred = [prefer] if prefer is not None and prefer in layout.mappings else []
     candidates = dict.fromkeys([*preferred, *layout.mappings])
-    found: list[tuple[int, Recipe, list[_Mismatch]]] = []
+    if vae is None:
+        steps, vae = _with_vae_apart(steps, layout, models)
+    taken = {model for step in steps for model in step.inputs.values()} | {vae}
+    models = {model: entry for model, entry in models.items() if model in taken}
+    found: list[tuple[tuple[int, bool], Recipe, list[_Mismatch]]] = []
     for mapping in candidates:
         wrong = _mismatches(steps, layout, mapping)
         recipe = _recipe(name, layout, models, steps, mapping)
-        other_vae = vae is not None and _vae_of(recipe) != {vae: 1.0}
-        found.append((len(wrong) + other_vae, recipe, wrong))
+        if vae is not None and _vae_of(recipe) != {vae: 1.0}:
+            recipe = replace(recipe, vae=vae)
+        found.append(((len(wrong), recipe.vae is not None), recipe, wrong))
     _, recipe, wrong = min(found, key=lambda candidate: candidate[0])
     serious = [mismatch for mismatch in wrong if mismatch.prefix not in layout.places_beside_blocks()]
     if serious:
@@ -110,10 +115,6 @@ def recipe_of_steps(
         f"{mismatch.block or 'no block'}, which has {mismatch.there:g}"
         for mismatch in wrong
     ]
-    if vae is not None and _vae_of(recipe) != {vae: 1.0}:
-        notes.append(
-            f"the VAE comes from {vae!r}, which the recipe cannot express: merge with `vae={models[vae].file!r}`"
-        )
     return recipe, notes
 
 
@@ -153,6 +154,12 @@ def recipe_of_rows(
     if off:
         prefix, total = next(iter(off.items()))
         raise RecipeError(f"the weights of {prefix}* sum to {total:.6g}; must sum to 1")
+    if vae is None and layout.vae is not None:
+        vae = next((model for model, number in rows.get(layout.vae.prefix, {}).items() if number == 1), None)
+        others_too = any(number for model, number in rows.get(layout.vae.prefix, {}).items() if model != vae)
+        vae = None if others_too else vae
+    if vae is not None and layout.vae is not None:
+        rows = {prefix: row for prefix, row in rows.items() if prefix != layout.vae.prefix}
     first = origin if origin is not None else next(iter(models))
     others = [other for other in models if other != first and any(row.get(other) for row in rows.values())]
     columns = {other: {prefix: row.get(other, 0.0) for prefix, row in rows.items()} for other in others}
@@ -172,11 +179,47 @@ def recipe_of_rows(
         for before, after, added in zip(names, names[1:], rest, strict=False):
             inputs = {"a": before, "b": added, "c": first}
             steps.append(PlacedStep(after, "add_difference", inputs, {"alpha": columns[added]}))
-    used = {source: model for source, model in models.items() if source == first or source in others}
-    recipe, more = recipe_of_steps(name, layout, used, steps, prefer=prefer, vae=vae if vae in used else None)
-    if vae is not None and vae not in used:
-        more.append(f"the VAE comes from {models[vae].file}: merge with `vae={models[vae].file!r}`")
+    used = {source: model for source, model in models.items() if source in (first, vae) or source in others}
+    recipe, more = recipe_of_steps(name, layout, used, steps, prefer=prefer, vae=vae)
     return recipe, [*notes, *more]
+
+
+def _with_vae_apart(
+    steps: Sequence[PlacedStep], layout: Layout, models: Mapping[str, Model]
+) -> tuple[Sequence[PlacedStep], str | None]:
+    """Return the steps without numbers for the VAE, and the model whose VAE they copy; them and None if they merge it.
+
+    A last step that only puts in a VAE is left out.
+    """
+    place = None if layout.vae is None else layout.vae.prefix
+    if place is None or not all(place in numbers for step in steps for numbers in step.alphas.values()):
+        return steps, None
+    everywhere = [
+        replace(
+            step, alphas={symbol: dict.fromkeys(numbers, numbers[place]) for symbol, numbers in step.alphas.items()}
+        )
+        for step in steps
+    ]
+    shares = _vae_of(_recipe("", layout, models, everywhere, layout.default_mapping))
+    if list(shares.values()) != [1.0]:
+        return steps, None
+    apart = [
+        replace(
+            step,
+            alphas={
+                symbol: {prefix: number for prefix, number in numbers.items() if prefix != place}
+                for symbol, numbers in step.alphas.items()
+            },
+        )
+        for step in steps
+    ]
+    last = apart[-1]
+    nothing = last.mode == "weight_sum" and not any(last.alphas["alpha"].values())
+    before = next((step for step in apart[:-1] if step.name == last.inputs["a"]), None)
+    if nothing and before is not None:
+        kept = [step for step in apart[:-1] if step is not before]
+        apart = [*kept, replace(before, name=last.name)]
+    return apart, next(iter(shares))
 
 
 def _mismatches(steps: Sequence[PlacedStep], layout: Layout, mapping: str) -> list[_Mismatch]:
@@ -212,7 +255,7 @@ def _vae_of(recipe: Recipe) -> dict[str, float]:
     sources, vae = recipe.sources(), recipe.layout.vae
     if vae is None:
         return {}
-    group = Group(recipe.layout.block_of(vae.prefix, recipe.mapping), tuple(range(len(sources))))
+    group = Group(recipe.block_of(vae.prefix), tuple(range(len(sources))))
     algebra = Algebra(recipe, [group], sources)
     row = algebra.coefficients(algebra.starting_alphas())[0, 0].tolist()
     return {name: round(number, 9) for name, number in zip(sources, row, strict=True) if abs(number) > _EQUAL}

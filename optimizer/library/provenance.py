@@ -174,6 +174,9 @@ def _of_blockfit(data: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
     recipe = _mapping(data.get("recipe"))
     steps = {step["name"]: step for step in _list(recipe.get("steps")) if _is_named(step)}
     made = _with_inputs(steps, data.get("output", recipe.get("output")))
+    whole_vae = recipe.get("vae")
+    if isinstance(whole_vae, str):
+        made.add(whole_vae)
     method, per_block = [], False
     for step in (step for name, step in steps.items() if name in made):
         inputs = ", ".join(_shown(step[place]) for place in "abc" if isinstance(step.get(place), str))
@@ -190,7 +193,9 @@ def _of_blockfit(data: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
     if isinstance(recipe.get("mapping"), str):
         method.append(f"mapping {_shown(recipe['mapping'])}")
     vae = _mapping(data.get("vae"))
-    if isinstance(vae.get("name"), str):
+    if isinstance(whole_vae, str):
+        method.append(f"VAE of {_shown(whole_vae)}")
+    elif isinstance(vae.get("name"), str):
         method.append(f"VAE of {_parent(vae['name'], vae.get('sha256'))}")
     return "blockfit", _some(method), tuple(models), per_block
 

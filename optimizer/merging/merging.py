@@ -6,7 +6,7 @@ of half-precision files would round at every step.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from optimizer.checkpoints import (
     ZeroTensors,
     as_source,
     check_unchanged,
+    only_vae,
     open_vae,
     safetensors_writer,
     without_vae,
@@ -41,7 +42,8 @@ class MergeOptions:
 
     Attributes:
         dtype: The dtype of merged tensors, which are rounded once.
-        vae: A checkpoint, or a VAE alone in LDM names; all VAE tensors are taken from it and rounded to `dtype`.
+        vae: A checkpoint, or a VAE alone in LDM names; all VAE tensors are taken from it and rounded to `dtype`,
+            whatever the recipe's `vae` is.
         embed_recipe: Write the recipe, and the sources with their sha256, into the metadata.
         check_hashes: Require the sha256 that the recipe notes for a source. Without, any file is accepted, and the
             metadata notes that hashes were not verified.
@@ -148,6 +150,8 @@ def write_merge(
 
     """
     library = Library.of((), hashes, hashing)
+    if options.vae is not None:
+        recipe = replace(recipe, vae=None)
     name = recipe.step(step or recipe.output).name
     recipe.check_finished("merged", name)
     sources = recipe.sources(name)
@@ -163,8 +167,8 @@ def write_merge(
         opened, vae = _with_vae(stack, recipe, opened, options.vae)
         plan = _planned(recipe, name, opened, vae, options.dtype)
         metadata = merge_metadata(
-            recipe, name, opened, library, channels=plan.channels, vae=vae, date=options.date,
-            embed_recipe=options.embed_recipe, digests=digests,
+            recipe, name, opened, library, channels=plan.channels, vae=None if options.vae is None else vae,
+            date=options.date, embed_recipe=options.embed_recipe, digests=digests,
         )  # fmt: skip
         used = [*opened.values(), *([] if vae is None else [vae])]
         _write(plan, used, output, metadata, options, progress)
@@ -173,10 +177,13 @@ def write_merge(
 def _with_vae(
     stack: ExitStack, recipe: Recipe, opened: dict[str, TensorSource], file: Path | None
 ) -> tuple[dict[str, TensorSource], TensorSource | None]:
-    """Return the sources without their VAEs, and the VAE of `file`; the sources as they are, and None, without one."""
-    if file is None:
+    """Return the sources without their VAEs and the VAE of the output; the sources and None if their VAEs merge."""
+    if file is not None:
+        vae = stack.enter_context(open_vae(file, recipe.layout, list(opened.values())))
+    elif recipe.vae is not None:
+        vae = stack.enter_context(only_vae(opened[recipe.vae]))
+    else:
         return opened, None
-    vae = stack.enter_context(open_vae(file, recipe.layout, list(opened.values())))
     return {name: stack.enter_context(without_vae(source)) for name, source in opened.items()}, vae
 
 
@@ -291,9 +298,11 @@ class _Plan:
                 weights = {position: float(c) for position, c in enumerate(coefficients[row]) if c != 0}
                 sums.setdefault(part.name, []).append(WeightedSum(part, weights))
         self.merged = [MergedTensor(tensor, tuple(of_tensor)) for tensor, of_tensor in sums.items()]
-        if vae is not None:
-            self.merged += [_copy_of(name, info.shape, len(opened)) for name, info in vae.tensors.items()]
         self._copied = self._copies(recipe, output, list(opened))
+        if vae is not None:
+            floating = {name: info.dtype.is_floating_point for name, info in vae.tensors.items()}
+            self.merged += [_copy_of(name, vae.tensors[name].shape, len(opened)) for name in floating if floating[name]]
+            self._copied |= {name: vae for name in floating if not floating[name]}
         self.specs = tuple(self._specify())
 
     @property

@@ -157,6 +157,11 @@ class RecipeFile(UserFile):
     )
     presets: _Name | None = Field(None, description="A file of presets, alphas by name, beside the recipe.")
     models: dict[str, ModelEntry] = Field(description="The checkpoints by the names that steps use.")
+    vae: _Name | None = Field(
+        None,
+        description="The model whose VAE the result has unchanged. Default: the VAE merges as the mapping says.",
+        examples=["base"],
+    )
     steps: list[StepEntry] = Field(description="The steps, in any order.")
     output: str | None = Field(None, description="The step that is the recipe's result. Default: the last one.")
     fitted: dict[str, Any] | None = Field(None, description="The notes of a fit on its searches; written by blockfit.")
@@ -248,6 +253,7 @@ def recipe_of(data: Mapping[str, Any], given: Path | str, *, name: str, folder: 
             output=entry.output or steps[-1].name,
             mapping=entry.mapping or layout.default_mapping,
             fitted=None if entry.fitted is None else Fitted.from_data(entry.fitted),
+            vae=entry.vae,
         ),
         given,
     )
@@ -306,6 +312,8 @@ def recipe_as_data(recipe: Recipe) -> dict[str, Any]:
         )
         for name, model in recipe.models.items()
     }
+    if recipe.vae is not None:
+        data["vae"] = recipe.vae
     data["steps"] = [step_as_data(step, recipe.layout) for step in recipe.steps]
     data["output"] = recipe.output
     if recipe.fitted is not None:

@@ -29,7 +29,7 @@ def warn_of_merged(
         output: The step that is merged.
         sources: The sources by model name.
         contributing: The sources that can count in the result.
-        baked: Whether the VAE of another file replaces that of the merge.
+        baked: Whether the VAE of one file replaces that of the merge.
     """
     first = sources[recipe.first_model(output)]
     files = _each(sources.values())
@@ -107,6 +107,10 @@ def _warn_of_lacking(
 ) -> None:
     """Warn of sources without a part, and name the sources of the result's part."""
     layout, names = recipe.layout, list(sources)
+    if part.role == "vae" and recipe.vae is not None:
+        if recipe.vae in sources and _first_of(part, sources[recipe.vae], layout) is None:
+            _warn(f"{sources[recipe.vae].label}: no VAE, and the recipe's `vae` names it; its merge would be refused")
+        return
     holding = {position: _first_of(part, source, layout) for position, source in enumerate(sources.values())}
     lacking = [source for position, source in enumerate(sources.values()) if holding[position] is None]
     if not lacking:
@@ -114,7 +118,7 @@ def _warn_of_lacking(
     holders = [position for position, name in holding.items() if name is not None]
     counting: Collection[int] = ()
     if holders:
-        block = layout.block_of(holding[holders[0]] or "", recipe.mapping)
+        block = recipe.block_of(holding[holders[0]] or "")
         counting = sorted(contributing.of(block, holders))
     giving = [source.name for source in _each(sources[names[position]] for position in counting)]
     whose = "none" if not giving else f"that of {giving[0]}" if len(giving) == 1 else f"one made of {_listed(giving)}"

@@ -23,6 +23,7 @@ def new_recipe(
     layout: str = DEFAULT_LAYOUT,
     mapping: str | None = None,
     output: str | None = None,
+    vae: str | None = None,
     presets: str | Path | None = None,
 ) -> Recipe:
     """Make a recipe from models and steps.
@@ -52,6 +53,7 @@ def new_recipe(
         mapping: The tool whose assignment of tensors to blocks is used, one of the layout's mappings. Default: the
             layout's first. Those of sd1, supermerger, mecha and model-mixer, differ in `time_embed` and the VAE.
         output: The step that is the recipe's result. Default: the last one.
+        vae: The model whose VAE the result has unchanged. Default: the VAE merges as the mapping says.
         presets: A file of presets, relative to the current folder.
 
     Returns:
@@ -65,6 +67,7 @@ def new_recipe(
         "models": _models_as_data(models),
         "steps": [_step_as_data(step, blocks) for step in steps] if _is_list(steps) else plain(steps),
         **({} if output is None else {"output": output}),
+        **({} if vae is None else {"vae": vae}),
         **({} if presets is None else {"presets": plain(presets)}),
     }
     return recipe_of(data, _CALLED, name=name, folder=Path())

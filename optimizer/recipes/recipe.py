@@ -210,11 +210,12 @@ class Recipe:
         output: The name of the step that the recipe makes.
         mapping: The mapping of tensors to blocks. Default: the layout's first.
         fitted: The notes of a fit (target, hashes, searches); None without any.
+        vae: The model whose VAE every step has unchanged. Default: the VAE merges as the mapping says.
 
     Raises:
         RecipeError: One line for each problem: names that are undefined, defined twice or in a cycle, control
             characters or line breaks in names, spaces around names of models and steps, more than 2000 steps or 5000
-            models.
+            models, a `vae` that is no model or of a layout without one.
     """
 
     name: str
@@ -224,6 +225,7 @@ class Recipe:
     output: str
     mapping: str = ""
     fitted: Fitted | None = None
+    vae: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mapping", self.mapping or self.layout.default_mapping)
@@ -234,6 +236,7 @@ class Recipe:
         if self.mapping not in self.layout.mappings:
             known = ", ".join(self.layout.mappings)
             problems.append(f"mapping: received {self.mapping!r}; {self.layout.name} has {known}")
+        problems += self._vae_problems()
         names = [step.name for step in self.steps]
         defined = set(names) | set(self.models)
         nearest = _Nearest(defined)
@@ -260,6 +263,20 @@ class Recipe:
                 problems.append(f"steps: cycle {' -> '.join(reversed(error.args[1]))}; a step may not need itself")
         if problems:
             raise RecipeError(problems)
+
+    def _vae_problems(self) -> Iterator[str]:
+        """Yield a line if no VAE can be taken from `vae`."""
+        if self.vae is None:
+            return
+        if self.layout.vae is None:
+            yield f"vae: received {self.vae!r}; checkpoints of {self.layout.title} have no VAE; leave the field out"
+        elif any(step.name == self.vae for step in self.steps):
+            yield f"vae: received the step {self.vae!r}; a VAE is copied from a model; must be one of {self._listed()}"
+        elif self.vae not in self.models:
+            yield f"vae: received {self.vae!r}; no model has this name" + _Nearest(self.models)(self.vae)
+
+    def _listed(self) -> str:
+        return ", ".join(sorted(self.models)[:_MOST_PLACES])
 
     def _unusable_names(self) -> Iterator[str]:
         """Yield a line for each name that would harm tables, logs, metadata or other tools' files."""
@@ -342,9 +359,24 @@ class Recipe:
             )
 
     def sources(self, output: str | None = None) -> tuple[str, ...]:
-        """Return the models that `output` needs, in the order of the recipe's models."""
-        used = {name for step in self.ancestors(output or self.output) for name in step.inputs.values()}
+        """Return the models that `output` needs, that of its VAE included, in the order of the recipe's models."""
+        used = {name for step in self.ancestors(output or self.output) for name in step.inputs.values()} | {self.vae}
         return tuple(name for name in self.models if name in used)
+
+    def block_of(self, name: str) -> str | None:
+        """Return the block whose alphas move a tensor.
+
+        Args:
+            name: The canonical name of the tensor, or its beginning.
+
+        Returns:
+            The block; None if no alpha moves the tensor, as with the VAE's if `vae` gives it.
+        """
+        return None if self.copies(name) else self.layout.block_of(name, self.mapping)
+
+    def copies(self, name: str) -> bool:
+        """Return whether `vae` gives the tensor whose canonical name this is, or begins like this."""
+        return self.vae is not None and self.layout.vae is not None and name.startswith(self.layout.vae.prefix)
 
     def first_model(self, output: str | None = None) -> str:
         """Return the model that `output` begins with: follow first inputs until one is a model."""

@@ -25,6 +25,7 @@ from optimizer.library import (
 from optimizer.printable import printable
 from optimizer.recipes import Alpha, Free, Model, Recipe, Step, recipe_as_data
 from optimizer.similarity import DEFAULT_METRIC, METRICS
+from optimizer.studies.first_vae import MERGED, FirstVae, chosen_vae
 from optimizer.studies.stage import MOST_JOINT, MOST_SEARCHED
 
 __all__ = ["FirstStudy", "first_study"]
@@ -66,6 +67,7 @@ class FirstStudy:
         metric: The metric of the study.
         mode: The mode of the steps.
         mapping: The mapping of the recipe.
+        vae: The model whose VAE the recipe copies; None if VAEs merge, or there is none.
         needs_folders: Whether a file is found only in the `folders` given.
         notes: Sentences on the choices made and the files left out.
     """
@@ -85,6 +87,7 @@ class FirstStudy:
     metric: str
     mode: str
     mapping: str
+    vae: str | None
     needs_folders: bool
     notes: tuple[str, ...]
 
@@ -103,6 +106,7 @@ def first_study(
     metric: str = DEFAULT_METRIC,
     mode: str | None = None,
     mapping: str | None = None,
+    vae: str | None = None,
     library: Library | None = None,
 ) -> FirstStudy:
     """Write recipe.yaml and study.yaml, ready for a fit, from a target and its possible sources.
@@ -114,7 +118,10 @@ def first_study(
     a name or hash. A path relative to the current folder is rewritten relative to `folder`, unless it leads to the same
     file from there.
 
-    Only the headers of the files and a few bytes of each tensor are read. The bytes identify files with equal tensors.
+    The recipe copies the VAE of the first model that has the target's, else the first VAE.
+
+    Only the headers of the files, a few bytes of each tensor and VAEs up to the first difference are read. The bytes
+    identify files with equal tensors.
 
     Args:
         target: The checkpoint to imitate: a file, or a name or hash in the library.
@@ -127,6 +134,8 @@ def first_study(
         mode: The mode of the steps: add_difference or weight_sum. Default: add_difference, or weight_sum if the base is
             not known.
         mapping: One of the layout's mappings, "supermerger" for example. Default: the layout's first.
+        vae: The source whose VAE the recipe copies, given like the sources; "merge" merges VAEs by the mapping.
+            Default: as above.
         library: The library to search for checkpoints. Default: one without folders.
 
     Returns:
@@ -153,6 +162,9 @@ def first_study(
         mode = "add_difference" if parents.base_is_known else "weight_sum"
     freedom = _freedom(opened, parents, mapping, metric, notes)
     names = _names(parents.base, parents.others)
+    files_of = dict(zip(names, (parents.base, *parents.others), strict=True))
+    of_vae = _vae(reader, opened, files_of, vae)
+    notes += [of_vae.note] if of_vae.note else []
     called = [_file(folder, model) for model in (opened, parents.base, *parents.others)]
     target_file, *files = (file for file, _ in called)
     models = dict(zip(names, files, strict=True))
@@ -163,6 +175,7 @@ def first_study(
         steps=tuple(_steps(names, mode, opened.layout, freedom, parents)),
         output=f"TEMP{len(parents.others)}",
         mapping=mapping,
+        vae=of_vae.model,
     )
     written = FirstStudy(
         folder=folder,
@@ -180,10 +193,11 @@ def first_study(
         metric=metric,
         mode=mode,
         mapping=mapping,
+        vae=of_vae.model,
         needs_folders=any(by_name for _, by_name in called),
         notes=tuple(notes),
     )
-    _write(written, recipe, target_file, freedom.why_closed)
+    _write(written, recipe, target_file, freedom.why_closed, of_vae.comment)
     return written
 
 
@@ -418,6 +432,20 @@ def _base_among(found: Sequence[_Opened], given: _Opened | None, notes: list[str
     return found[0], False
 
 
+def _vae(reader: _Reader, target: _Opened, models: Mapping[str, _Opened], given: str | None) -> FirstVae:
+    """Return the VAE of the recipe over `models`, by name; `given` is a name, a file or "merge"."""
+    named = given
+    if given is not None and given != MERGED:
+        if target.layout.vae is None:
+            raise InputError(f"received {given}; checkpoints of {target.layout.title} have no VAE", field="vae")
+        digest = None if given in models else reader.open_source(Path(given), target, "vae").digest
+        named = given if digest is None else next((name for name in models if models[name].digest == digest), None)
+        if named is None:
+            known = ", ".join(models)
+            raise InputError(f"received {given}; must be one of the sources: {known}, or {MERGED}", field="vae")
+    return chosen_vae(target.path, {name: model.path for name, model in models.items()}, target.layout, named)
+
+
 def _sampled(source: _Opened, among: Sequence[_Opened]) -> torch.Tensor:
     """Return numbers of the matrices that all of `among` hold in one shape, from the same places, float64 [numbers]."""
     shapes = source.shapes
@@ -550,16 +578,19 @@ def _free_alphas(layout: Layout, blocks: tuple[str, ...], bounds: tuple[int, int
     return tuple(Free(*bounds, group, tie=len(group) > 1) for group in (rest, *groups) if group)
 
 
-def _write(first: FirstStudy, recipe: Recipe, target_file: str, closed: str) -> None:
+def _write(first: FirstStudy, recipe: Recipe, target_file: str, closed: str, vae: str) -> None:
     texts = {
-        first.recipe.name: _recipe_text(first, recipe, closed),
+        first.recipe.name: _recipe_text(first, recipe, closed, vae),
         first.study.name: _study_text(first, recipe.layout, target_file),
     }
     write_new_files(first.folder, texts)
 
 
-def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
-    """Return the text of recipe.yaml; `closed` names the blocks that are not free and the reason, "" without any."""
+def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str, vae: str) -> str:
+    """Return the text of recipe.yaml.
+
+    `closed` names the blocks that are not free and the reason, "" without any; `vae` is a comment on the VAE.
+    """
     data = recipe_as_data(recipe)
     sums = {
         "add_difference": "A step adds the difference between a model and the base, times its alpha",
@@ -591,6 +622,7 @@ def _recipe_text(first: FirstStudy, recipe: Recipe, closed: str) -> str:
             ),
             dump_yaml({"models": data["models"]}),
             "\n",
+            *((_comment(vae), dump_yaml({"vae": data["vae"]}), "\n") if "vae" in data else ()),
             _comment(
                 f"The order is a guess. {sums[first.mode]}.",
                 *([f"{closed}."] if closed else []),

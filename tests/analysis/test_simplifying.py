@@ -296,6 +296,18 @@ def test_every_judged_step_keeps_its_limit(simpler, explained):
         assert all(after[block] >= before[block] - 0.02 * (1 - before[block]) - 1e-8 for block in BLOCKS)
 
 
+def test_the_model_of_a_copied_vae_stays(simpler):
+    """A source without effect on scored tensors stays if the recipe copies its VAE."""
+    steps = (step("T1", "base", "x", 0.5), step("T2", "T1", "y", 0.0))
+    recipe = replace(recipe_of(*steps), vae="y")
+
+    found = simpler(recipe).recipe
+
+    assert found.vae == "y"
+    assert [one.name for one in found.steps] == ["T1"]
+    assert set(found.models) == {"base", "x", "y"}
+
+
 def test_unchanged_blocks_are_kept(pool, tmp_path, write_sd1):
     """If a block of the target equals the base's, alphas that keep it stay, and small ones that do not become 0."""
     middle = "model.diffusion_model.middle_block."

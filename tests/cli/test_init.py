@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from headers import write_header
 from safetensors.torch import load_file
 from scipy.optimize import lsq_linear
@@ -63,7 +64,8 @@ def test_the_study_reaches_the_ceiling(here, capsys):
     assert run("init", "my models/closed.safetensors", "my models", "-o", "mine") == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "base: base.safetensors, by its name; --base names another"
-    assert printed[1] == "2 steps, 52 free alphas, base ../my models/base.safetensors -> mine"
+    assert printed[1] == "vae: base.safetensors, whose VAE the target has; --vae names another"
+    assert printed[2] == "2 steps, 52 free alphas, base ../my models/base.safetensors -> mine"
     assert printed[-2:] == ["  blockfit ceiling mine", "  blockfit fit mine"]
 
     assert run("fit", "mine", "--trials", "2", "--json") == 0
@@ -402,3 +404,126 @@ def test_bad_arguments_are_refused(here, write_sd1, sdxl_tensors, capsys, argume
     (line,) = capsys.readouterr().err.splitlines()
     assert all(word in line for word in words)
     assert sorted(here.rglob("*.yaml")) == before
+
+
+VAE = "first_stage_model."
+
+
+def vae_of(tensors):
+    """Return the VAE's tensors."""
+    return {name: value for name, value in tensors.items() if name.startswith(VAE)}
+
+
+@pytest.fixture
+def vaes(here, write_sd1, sd1_tensors):
+    """Return a function that writes base, x and y, and a target that has the VAE of one of them, in float16."""
+    around = sd1_tensors(seed=0)
+
+    def write(of, dtype=torch.float16, without=()):
+        models = {
+            name: write_sd1(here / f"{name}.safetensors", seed=seed, around=around, vae=name not in without)
+            for seed, name in enumerate(("base", "x", "y"), 1)
+        }
+        vae = {name: value.to(dtype) for name, value in vae_of(models.get(of, {})).items()}
+        write_sd1(here / "target.safetensors", seed=7, around=around, dtype=dtype, overrides=vae)
+        return "init", "target.safetensors", "base.safetensors", "x.safetensors", "y.safetensors", "-o", "mine"
+
+    return write
+
+
+@pytest.mark.parametrize("of", ["base", "y"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_the_vae_is_that_of_the_target(here, vaes, capsys, of, dtype):
+    """The recipe copies the VAE of the source that has the target's, in the target's precision; a line says which."""
+    assert run(*vaes(of, dtype)) == 0
+
+    assert f"vae: {of}.safetensors, whose VAE the target has; --vae names another" in capsys.readouterr().out
+    assert load_recipe(here / "mine" / "recipe.yaml").vae == of
+    text = (here / "mine" / "recipe.yaml").read_text(encoding="utf-8")
+    assert f"# The VAE is that of {of}, as in the target. Without this line VAEs merge.\nvae: {of}\n" in text
+
+
+def test_of_equal_vaes_the_first(here, vaes, write_sd1, sd1_tensors, capsys):
+    """If several sources have the target's VAE, the recipe copies that of the first step's a."""
+    arguments = vaes("base")
+    same = vae_of(load_file(here / "base.safetensors"))
+    for seed, name in ((2, "x"), (3, "y")):
+        write_sd1(here / f"{name}.safetensors", seed=seed, around=sd1_tensors(seed=0), overrides=same)
+
+    assert run(*arguments, "--json") == 0
+
+    assert json.loads(capsys.readouterr().out)["vae"] == "base"
+
+
+def test_a_vae_of_no_source(here, vaes, capsys):
+    """If no source has the target's VAE, the recipe copies the base's; output and recipe call it a guess."""
+    assert run(*vaes("none")) == 0
+
+    guess = "a guess: no source has the target's VAE; --vae names another, and --vae merge merges the VAEs"
+    assert f"vae: base.safetensors, {guess}" in capsys.readouterr().out
+    text = (here / "mine" / "recipe.yaml").read_text(encoding="utf-8")
+    assert "# The VAE is that of base, a guess: no model here has the target's. Without this line VAEs merge." in text
+
+
+def test_the_last_bit_of_a_vae_counts(here, vaes, write_sd1, sd1_tensors, capsys):
+    """A source whose VAE differs from the target's in one bit is not the source of it."""
+    arguments = vaes("x", torch.float32)
+    tensors = vae_of(load_file(here / "x.safetensors"))
+    last = max(tensors)
+    changed = tensors[last].clone()
+    changed.view(torch.int32).view(-1)[-1] ^= 1
+    write_sd1(here / "x.safetensors", seed=2, around=sd1_tensors(seed=0), overrides={last: changed})
+
+    assert run(*arguments) == 0
+
+    assert "a guess" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("given", "vae"), [("x", "x"), ("y.safetensors", "y"), ("base", "base"), ("merge", None)])
+def test_a_vae_by_name(here, vaes, capsys, given, vae):
+    """--vae takes the name of a model or its file, and merge leaves the field out."""
+    assert run(*vaes("base"), "--vae", given, "--json") == 0
+
+    assert json.loads(capsys.readouterr().out)["vae"] == vae
+    assert load_recipe(here / "mine" / "recipe.yaml").vae == vae
+
+
+@pytest.mark.parametrize("without", [("base", "x", "y"), ("base",)])
+def test_sources_without_a_vae(here, vaes, capsys, without):
+    """Sources without a VAE give none: the field is left out if no source has one, else it is the next one's."""
+    assert run(*vaes("none", without=without), "--json") == 0
+
+    assert json.loads(capsys.readouterr().out)["vae"] == (None if len(without) == 3 else "x")
+
+
+def test_vaes_that_cannot_be_copied(here, vaes, capsys):
+    """--vae refuses a file that is no source, a missing one, and a source without a VAE; nothing is written."""
+    arguments = vaes("base", without=("y",))
+    shutil.copyfile(here / "my models" / "bold.safetensors", here / "other.safetensors")
+    reasons = {
+        "other.safetensors": "received other.safetensors; must be one of the sources: base, x, y, or merge",
+        "y": "received 'y'; y.safetensors has no VAE",
+        "z": "z: no such file",
+    }
+
+    for given, reason in reasons.items():
+        assert run(*arguments, "--vae", given) == 2
+        assert capsys.readouterr().err.startswith(f"blockfit: --vae: {reason}")
+    assert not (here / "mine").exists()
+
+
+@pytest.mark.filterwarnings("ignore::optimizer.errors.BlockfitWarning")
+def test_every_export_takes_a_first_study(here, vaes, capsys):
+    """A fitted first study with alphas from 0 to 1 is exported to every format, to model-mixer as an approximation."""
+    assert run(*vaes("base")) == 0
+    path = here / "mine" / "recipe.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("[-1, 1]", "[0, 1]"), encoding="utf-8")
+    assert run("fit", "mine", "--quiet") == 0
+
+    for name in ("comfyui", "supermerger", "mecha", "mergekit"):
+        assert run("export", "mine/best.yaml", "--to", name, "-o", f"{name}.out") == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert run("export", "mine/best.yaml", "--to", "model-mixer", "-o", "mixer.json") == 2
+    assert capsys.readouterr().err.endswith("or fit with mapping: model-mixer; --approximate converts it\n")
+    assert run("export", "mine/best.yaml", "--to", "model-mixer", "-o", "mixer.json", "--approximate") == 0
+    assert "time_embed.*: IN00 -> OUT11" in capsys.readouterr().err

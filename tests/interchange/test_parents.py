@@ -201,3 +201,45 @@ def test_parents_of_each_other():
     assert_coefficients(block_coefficients(recipe), weight_sum(alone("A"), inner, everywhere(0.3)))
     assert warning.startswith("C: remains a model")
     assert "cycle" in warning
+
+
+def blockfit(a, b, alpha, vae=None):
+    """Return blockfit's metadata of a weighted sum."""
+    models = {name: {"file": f"{name}.safetensors", "sha256": HASHES[name]} for name in {a, b, vae} - {None}}
+    step = {"name": "T1", "mode": "weight_sum", "a": a, "b": b, "alpha": alpha}
+    recipe = {
+        "name": "made",
+        "layout": "sd1",
+        "models": models,
+        "steps": [step],
+        **({} if vae is None else {"vae": vae}),
+    }
+    return {"type": "blockfit", "output": "T1", "recipe": recipe}
+
+
+def test_copied_vaes():
+    """A copied VAE is traced to the model that its parent copied it from; parents with other VAEs change nothing."""
+    outer = blockfit("A", "B", 0.5, vae="B")
+
+    traced, notes = read(outer, {"B": blockfit("C", "D", 0.25, vae="D")})
+    other, _ = read(blockfit("A", "B", 0.5, vae="A"), {"B": blockfit("C", "D", 0.25)})
+
+    assert (traced.vae, notes) == ("D", ())
+    assert other.vae == "A"
+    assert [step.name for step in other.steps] == ["B", "T1"]
+
+
+@pytest.mark.parametrize(
+    ("vae", "parents", "reason"),
+    [
+        ("B", None, "vae: received 'B'; its VAE is a merge, and a recipe copies that of a model"),
+        (None, "D", "vae: received 'D'; the recipe merges the VAE with its other tensors"),
+    ],
+)
+def test_vaes_that_cannot_be_traced(vae, parents, reason):
+    """A parent whose steps would give another VAE stays a model; a note says why."""
+    recipe, notes = read(blockfit("A", "B", 0.5, vae=vae), {"B": blockfit("C", "D", 0.25, vae=parents)})
+
+    assert [step.name for step in recipe.steps] == ["T1"]
+    assert recipe.vae == vae
+    assert notes == (f"B: remains a model, because its recipe cannot replace it: {reason}",)

@@ -332,3 +332,16 @@ def test_hostile_metadata_can_be_shown(recipe, models, other, field):
         if found is not None:
             json.dumps(found.as_dict(), allow_nan=False)
             assert all(text.isprintable() for text in (found.tool, *found.method, *map(str, found.models)))
+
+
+def test_copied_vae():
+    """The model whose VAE the recipe copies is listed and named, also if no step uses it."""
+    models = {name: {"file": f"{name}.safetensors"} for name in "ABC"}
+    steps = [{"name": "T", "mode": "weight_sum", "a": "A", "b": "B", "alpha": 0.5}]
+    recipe = {"models": models, "steps": steps, "output": "T", "vae": "C"}
+    noted = {"type": "blockfit", "output": "T", "recipe": recipe}
+
+    found = read_provenance({"sd_merge_recipe": json.dumps(noted)})
+
+    assert found.method == ("T = weight_sum of A, B, alpha 0.5", "VAE of C")
+    assert [model.name for model in found.models] == ["A.safetensors", "B.safetensors", "C.safetensors"]

@@ -293,3 +293,82 @@ def test_the_vae_is_noted(folder, vae):
     digest = hashlib.sha256((folder / "good.vae.pt").read_bytes()).hexdigest()
     assert json.loads(metadata["sd_merge_recipe"])["vae"] == {"name": "good.vae.pt", "sha256": digest}
     assert digest not in json.loads(metadata["sd_merge_models"])
+
+
+def copied(folder, vae="two", recipe=RECIPE, **options):
+    """Merge by a recipe with `vae`, and return the tensors written."""
+    (folder / "recipe.yaml").write_text(f"{recipe}vae: {vae}\n", encoding="utf-8")
+    merge(load_recipe(folder / "recipe.yaml"), folder, folder / "out.safetensors", **options)
+    return load_file(folder / "out.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("step", ["T1", None])
+def test_the_recipe_copies_a_vae(folder, dtype, step):
+    """All VAE tensors are those of the model that the recipe names, rounded alone; the others merge as without it."""
+    (folder / "plain.yaml").write_text(RECIPE, encoding="utf-8")
+    merge(load_recipe(folder / "plain.yaml"), folder, folder / "merged.safetensors", dtype=dtype)
+    merged, source = load_file(folder / "merged.safetensors"), load_file(folder / "two.safetensors")
+
+    found = copied(folder, dtype=dtype, step=step)
+
+    assert set(found) == set(merged)
+    for name, value in found.items():
+        expected = source[name].to(dtype) if name.startswith(PREFIX) else merged[name]
+        assert torch.equal(value, expected), name
+    assert not torch.equal(found[PREFIX + IN], merged[PREFIX + IN])
+
+
+def test_a_copied_vae_needs_no_other(folder, write_sd1):
+    """Sources without a VAE, or with one of another shape, do not matter; a model outside the steps may give it."""
+    write_sd1(folder / "one.safetensors", seed=0, vae=False)
+    write_sd1(folder / "two.safetensors", seed=1, overrides={PREFIX + IN: torch.ones(2, 3, 3, 3)})
+    vae = write_sd1(folder / "three.safetensors", seed=3)
+    recipe = RECIPE.replace("}}\n", "}, three: {file: three.safetensors}}\n")
+
+    found = copied(folder, "three", recipe, dtype=torch.float32)
+
+    names = {name for name in vae if name.startswith(PREFIX)}
+    assert {name for name in found if name.startswith(PREFIX)} == names
+    assert all(torch.equal(found[name], vae[name]) for name in names)
+
+
+def test_a_model_without_the_vae_that_the_recipe_copies(folder, write_sd1):
+    """A model without a VAE is refused by file and field; nothing is written."""
+    write_sd1(folder / "two.safetensors", seed=1, vae=False)
+
+    with pytest.raises(CheckpointError) as caught:
+        copied(folder)
+
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{folder / 'two.safetensors'}: holds no VAE, and the recipe's `vae` names it; ")
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_a_baked_vae_replaces_the_copied(folder, vae):
+    """The VAE of a file takes precedence over the recipe's, and the noted recipe does not claim its own."""
+    write_alone(folder / "v.safetensors", vae)
+
+    of_recipe = copied(folder, dtype=torch.float32)
+    recipe = load_recipe(folder / "recipe.yaml")
+    merge(recipe, folder, folder / "out.safetensors", dtype=torch.float32, vae=folder / "v.safetensors")
+
+    written = load_file(folder / "out.safetensors")
+    assert torch.equal(written[PREFIX + IN], vae[IN])
+    assert not torch.equal(written[PREFIX + IN], of_recipe[PREFIX + IN])
+    with safe_open(folder / "out.safetensors", "pt") as file:
+        noted = json.loads(file.metadata()["sd_merge_recipe"])
+    assert "vae" not in noted["recipe"]
+    assert noted["vae"]["name"] == "v.safetensors"
+
+
+def test_the_copied_vae_is_noted(folder):
+    """The metadata's recipe names the model of the VAE, and its source is listed with its hash and licence."""
+    copied(folder)
+
+    with safe_open(folder / "out.safetensors", "pt") as file:
+        metadata = file.metadata()
+    noted = json.loads(metadata["sd_merge_recipe"])
+    assert noted["recipe"]["vae"] == "two"
+    assert "vae" not in noted
+    assert hashlib.sha256((folder / "two.safetensors").read_bytes()).hexdigest() in metadata["sd_merge_models"]

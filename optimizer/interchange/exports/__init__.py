@@ -3,6 +3,7 @@
 An export opens no checkpoint.
 """
 
-from optimizer.interchange.exports.formats import EXPORTS, Export, export_recipe
+from optimizer.interchange.exports.approximation import Approximation
+from optimizer.interchange.exports.formats import EXPORTS, Export, approximate_recipe, export_notes, export_recipe
 
-__all__ = ["EXPORTS", "Export", "export_recipe"]
+__all__ = ["EXPORTS", "Approximation", "Export", "approximate_recipe", "export_notes", "export_recipe"]

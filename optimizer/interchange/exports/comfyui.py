@@ -4,7 +4,7 @@ In ComfyUI a ratio of 1 keeps the first model, so ratio = 1 - alpha with a as th
 the UNet block by block, and the text encoder. A + (B - C) alpha is the merge of A with A + (B - C). Tensors of the UNet
 outside all blocks (time_embed) have their own ratio, so all mappings are exact. No core node merges VAEs: the output
 has one source's VAE, and a recipe whose VAE is a mix is refused. ComfyUI finds files by name in its own folder of
-checkpoints.
+checkpoints. An approximation has the nearest ratios from 0 to 1, and the VAE of the source with the largest share.
 
 A merge node takes a tensor that one input lacks from the other input. ComfyUI merges in the precision in which it loads
 the models.
@@ -13,17 +13,25 @@ the models.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from optimizer.errors import RecipeError
 from optimizer.families import Layout
 from optimizer.families.records import ComfyUINodes
-from optimizer.interchange.exports.placement import alpha_at, coefficients_by_prefix, file_problems, file_text, listed
-from optimizer.recipes import Recipe, Step
+from optimizer.interchange.exports.approximation import Approximation, Change, clipped_changes
+from optimizer.interchange.exports.placement import (
+    CONVERTIBLE,
+    alpha_at,
+    file_problems,
+    file_text,
+    listed,
+    vae_shares,
+)
+from optimizer.recipes import Alpha, Recipe, Step
 
-__all__ = ["write_comfyui"]
+__all__ = ["approximate_for_comfyui", "write_comfyui"]
 
 _SUFFIXES = (".safetensors", ".sft", ".ckpt")
 _Ratios = dict[str, float]
@@ -95,6 +103,50 @@ def write_comfyui(recipe: Recipe) -> str:
         filename_prefix="checkpoints/" + (re.sub(r"[^\w.-]+", "_", recipe.output).strip("._") or "merged"),
     )
     return json.dumps(workflow.nodes, ensure_ascii=False, indent=1) + "\n"
+
+
+def approximate_for_comfyui(recipe: Recipe) -> Approximation:
+    """Return the recipe with alphas from 0 to 1, triple sums with a share of a of at least 0, and one source's VAE."""
+    changes: list[Change] = []
+    clipped = {step.name: _clipped(recipe, step, changes) for step in recipe.ancestors()}
+    vae, mixed = _vae_source(recipe)
+    approximated = replace(recipe, steps=tuple(clipped.get(step.name, step) for step in recipe.steps))
+    if recipe.layout.vae is not None and vae_shares(approximated) != {vae: 1.0}:
+        approximated = replace(approximated, vae=vae)
+    if mixed:
+        before = " + ".join(f"{value:.4g} x {name}" for name, value in vae_shares(recipe).items())
+        changes.append(Change("vae", None, before, vae, "no node of ComfyUI merges VAEs"))
+    return Approximation(approximated, tuple(changes))
+
+
+def _clipped(recipe: Recipe, step: Step, changes: list[Change]) -> Step:
+    """Return a step with ratios from 0 to 1, and add its differences to `changes`."""
+    blocks = recipe.layout.blocks
+    clipped = step
+    for name, alpha in step.alphas.items():
+        numbers = {block: min(max(alpha.at(block), 0.0), 1.0) for block in blocks}
+        clipped = _changed(recipe, clipped, name, numbers, "ComfyUI merges with ratios from 0 to 1", changes)
+    if clipped.mode != "triple_sum" or clipped.beta is None:
+        return clipped
+    pairs = {block: (clipped.alpha.at(block), clipped.beta.at(block)) for block in blocks}
+    left = {
+        block: alpha if _rounded(1 - alpha - beta) >= 0 else _rounded(1 - beta)
+        for block, (alpha, beta) in pairs.items()
+    }
+    return _changed(recipe, clipped, "alpha", left, "alpha + beta is above 1, and ComfyUI keeps no negative a", changes)
+
+
+def _changed(
+    recipe: Recipe, step: Step, name: str, numbers: Mapping[str, float], reason: str, changes: list[Change]
+) -> Step:
+    """Return a step with other numbers in an alpha, and add the differences to `changes`."""
+    alpha = step.alphas[name]
+    moved = {block: (alpha.at(block), number) for block, number in numbers.items() if alpha.at(block) != number}
+    changes += clipped_changes(recipe, f"steps.{step.name}.{name}", moved, reason)
+    if not moved:
+        return step
+    made = Alpha(dict(numbers))
+    return replace(step, alpha=made) if name == "alpha" else replace(step, beta=made)
 
 
 def _add_step(workflow: _Workflow, recipe: Recipe, step: Step, known: Mapping[str, _Loaded]) -> _Loaded:
@@ -208,7 +260,7 @@ def _ratio_problems(recipe: Recipe) -> list[str]:
         for prefix in recipe.layout.places:
             if recipe.layout.vae is not None and prefix.startswith(recipe.layout.vae.prefix):
                 continue  # no node merges VAEs
-            block = recipe.layout.block_of(prefix, recipe.mapping)
+            block = recipe.block_of(prefix)
             if block is None:
                 continue
             numbers = {name: alpha_at(recipe, alpha, prefix) for name, alpha in step.alphas.items()}
@@ -221,7 +273,7 @@ def _ratio_problems(recipe: Recipe) -> list[str]:
                 outside.setdefault(place, {})[block] = left
     return [
         f"{place}: received {_by_number(recipe, numbers)}; ComfyUI merges with ratios from 0 to 1 only; export to "
-        "mecha or mergekit"
+        f"mecha or mergekit; {CONVERTIBLE}"
         for place, numbers in outside.items()
     ]
 
@@ -238,9 +290,7 @@ def _vae_source(recipe: Recipe) -> tuple[str, list[str]]:
     """Return the source with the largest share of the output's VAE, and a problem if other sources have shares."""
     if recipe.layout.vae is None:
         return recipe.first_model(), []
-    place = recipe.layout.vae.prefix
-    coefficients = coefficients_by_prefix(recipe, (place,))[place]
-    mixed = {name: value for name, value in coefficients.items() if value != 0}
+    place, mixed = recipe.layout.vae.prefix, vae_shares(recipe)
     most = max(mixed, key=lambda name: mixed[name])
     if mixed == {most: 1.0}:
         return most, []
@@ -254,7 +304,8 @@ def _vae_source(recipe: Recipe) -> tuple[str, list[str]]:
     ]
     problem = (
         f"{listed(places)}: the VAE of {recipe.output} becomes {shown}, and no node of ComfyUI merges VAEs; "
-        f"set {block} to 0 or 1, use mapping: model-mixer, which does not merge the VAE, or export to mecha"
+        f"set {block} to 0 or 1, name the model of the VAE in the recipe (vae: {most}), or export to mecha; "
+        f"{CONVERTIBLE}"
     )
     return most, [problem]
 

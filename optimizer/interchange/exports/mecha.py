@@ -5,7 +5,8 @@
 
 sd-mecha opens relative file names from the folder where it runs. It has its own mapping of alphas. Where the recipe's
 mapping differs (time_embed and the VAE), the file contains separate alphas for those tensors, so every mapping is
-exact. Tensors that an input lacks are carried over or pass through, as in blockfit.
+exact. So is a VAE that the recipe copies: if it is not that of the model that the recipe begins with, a last weighted
+sum puts it in. Tensors that an input lacks are carried over or pass through, as in blockfit.
 
 sd-mecha differs from blockfit in these points:
 
@@ -58,6 +59,8 @@ def write_mecha(recipe: Recipe) -> str:
         inputs = " ".join(f"{place}={name}" for place, name in step.inputs.items())
         written.lines.append("# " + " ".join(f"{step.name}: {MODES[step.mode].formula} {inputs}".split()))
         known[step.name] = _write_step(written, recipe, step, known)
+    if recipe.vae is not None and recipe.vae != recipe.first_model():
+        _write_vae(written, recipe, recipe.vae, known)
     # sd-mecha takes an empty last line for an instruction, so the text ends without a line end.
     return "\n".join(["version 0.1.0", *written.lines])
 
@@ -136,8 +139,24 @@ def _write_step(written: _Instructions, recipe: Recipe, step: Step, known: dict[
     return written.merge("fallback", result, place["b"])
 
 
-def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha) -> str:
-    """Return the reference to alphas by tensor: by block, and separately where sd-mecha's mapping differs."""
+def _write_vae(written: _Instructions, recipe: Recipe, model: str, known: dict[str, str]) -> None:
+    """Write a weighted sum of the output with a model, which has an alpha of 1 on the VAE and of 0 elsewhere."""
+    written.lines.append(f"# the VAE of {json.dumps(model, ensure_ascii=False)}")
+    alpha, vae = Alpha(dict.fromkeys(recipe.layout.blocks, 0.0)), recipe.layout.vae
+    assert vae is not None
+    number = _write_alpha(written, recipe, alpha, vae=1.0)
+    number = written.merge("cast", number, _write_presence(written, recipe, model))
+    number = written.merge("fallback", number, "0.0")
+    taken = written.merge("fallback", known[model], "0.0")
+    result = written.merge("weighted_sum", known[recipe.output], taken, number)
+    written.merge("fallback", result, known[model])
+
+
+def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha, vae: float = 0.0) -> str:
+    """Return the reference to alphas by tensor: by block, and separately where sd-mecha's mapping differs.
+
+    If the recipe copies the VAE, that has the alpha `vae`.
+    """
     names = _names(recipe.layout)
     # List every block: sd-mecha silently leaves out the tensors of missing blocks.
     numbers = " ".join(f"{block}={alpha.at(block)!r}" for block in recipe.layout.blocks)
@@ -155,7 +174,10 @@ def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha) -> str:
     # sd-mecha would merge tensors outside all places by the first block; blockfit copies them.
     parts = {part: 0.0 for part, place in names.components.items() if place is None}
     for part, prefix in names.components.items():
-        if prefix is not None and (number := alpha_at(recipe, alpha, prefix)) != _converted(recipe, alpha, prefix):
+        if prefix is None:
+            continue
+        number = vae if recipe.copies(prefix) else alpha_at(recipe, alpha, prefix)
+        if number != _converted(recipe, alpha, prefix):
             parts[part] = number
     for value in dict.fromkeys(parts.values()):
         for part in (part for part, part_value in parts.items() if part_value == value):

@@ -4,21 +4,36 @@ model-mixer merges one chain: model A, then one model in each step, with numbers
 steps subtract the same base model. model-mixer keeps model A's VAE, and moves time_embed by the last block (its setting
 "Merge Extra Elements" is on by default). It finds checkpoints by name in the WebUI's folder, and shows up to "Maximum
 Merge models" of them, a setting: 3 by default, 5 at most.
+
+Merges are linear, so every recipe over at most six sources is also one chain: a source, and for each other source the
+difference from it times the coefficient in the block. The export is this chain where the recipe's own steps are none
+that model-mixer can merge, or begin with another model than that of the VAE. An approximation keeps one source's VAE,
+and moves time_embed as model-mixer does.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from optimizer.errors import RecipeError
-from optimizer.interchange.exports.placement import file_text, listed, mapping_problems
-from optimizer.recipes import Recipe, Step
+from optimizer.interchange.exports.approximation import Approximation, Change
+from optimizer.interchange.exports.placement import (
+    CONVERTIBLE,
+    file_text,
+    listed,
+    mapping_problems,
+    moved_places,
+    vae_shares,
+)
+from optimizer.recipes import Alpha, Recipe, Step, block_coefficients
 
-__all__ = ["write_model_mixer"]
+__all__ = ["approximate_for_model_mixer", "model_mixer_notes", "write_model_mixer"]
 
 _MODES = {"weight_sum": "Sum", "add_difference": "Add-Diff"}
 _MOST_STEPS = 5
+_MAPPING = "model-mixer"
 
 
 def write_model_mixer(recipe: Recipe) -> str:
@@ -31,12 +46,17 @@ def write_model_mixer(recipe: Recipe) -> str:
         The metadata as JSON.
 
     Raises:
-        RecipeError: If a mode is neither weight_sum nor add_difference, the steps are no chain or more than five, the
-            differences are from more than one model, or model-mixer's mapping would move some tensors differently.
+        RecipeError: If the recipe has more than six sources and is no chain of at most five steps that model-mixer
+            merges, if its mapping would move some tensors differently, or if model A is not that of the VAE.
 
     """
+    recipe = _as_chain(recipe)
     steps = _chain(recipe)
-    problems = [*_chain_problems(recipe, steps), *mapping_problems(recipe, steps, "model-mixer", "model-mixer")]
+    problems = [
+        *_chain_problems(recipe, steps),
+        *mapping_problems(recipe, steps, _MAPPING, "model-mixer", convertible=True),
+        *_vae_problems(recipe, steps),
+    ]
     if problems:
         raise RecipeError(problems)
     weights = [[step.alpha.at(block) for block in recipe.layout.blocks] for step in steps]
@@ -66,6 +86,76 @@ def write_model_mixer(recipe: Recipe) -> str:
     data |= {f"model_{_letter(position)}": _stem(recipe, step.b) for position, step in enumerate(steps)}
     data["recipe"] = _formula(recipe, steps) + ",".join(f"({text})" for text in texts)
     return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+
+
+def model_mixer_notes(recipe: Recipe) -> list[str]:
+    """Return a sentence if the export has other steps than the recipe."""
+    chain = _as_chain(recipe)
+    if chain is recipe:
+        return []
+    added = ", ".join(step.b for step in chain.steps)
+    same = "with the same coefficients in every block"
+    return [
+        f"steps: model-mixer cannot merge the recipe's; written as Add-Diff of {added} on {chain.steps[0].a}, {same}"
+    ]
+
+
+def approximate_for_model_mixer(recipe: Recipe) -> Approximation:
+    """Return the recipe with the VAE of model A, and with time_embed moved as model-mixer does."""
+    changes: list[Change] = []
+    shares = vae_shares(recipe)
+    if shares and list(shares.values()) != [1.0]:
+        recipe = replace(recipe, vae=max(shares, key=lambda name: shares[name]))
+    chain, notes = _as_chain(recipe), model_mixer_notes(recipe)
+    steps = _chain(chain)
+    if shares:
+        chain = replace(chain, vae=steps[0].a)
+        if shares != vae_shares(chain):
+            before = " + ".join(f"{value:.4g} x {name}" if value != 1 else name for name, value in shares.items())
+            changes.append(Change("vae", None, before, steps[0].a, "model-mixer keeps model A's VAE"))
+    layout = recipe.layout
+    for place, alphas in moved_places(chain, steps, _MAPPING).items():
+        ours, theirs = chain.block_of(place), layout.block_of(place, _MAPPING)
+        numbers = listed([f"{here:.6g} -> {there:.6g} in {where}" for where, here, there in alphas])
+        reason = f"model-mixer has its own place for them ({numbers})"
+        changes.append(Change("mapping", f"{place}*", ours or "no block", theirs or "no block", reason))
+    return Approximation(replace(chain, mapping=_MAPPING), tuple(changes), tuple(notes))
+
+
+def _as_chain(recipe: Recipe) -> Recipe:
+    """Return the recipe, or the same merge as Add-Diff steps on one source if model-mixer cannot merge its own steps.
+
+    The recipe is returned too if it has too many sources for that.
+    """
+    steps, shares = _chain(recipe), vae_shares(recipe)
+    of_vae = next(iter(shares)) if list(shares.values()) == [1.0] else None
+    first = of_vae or recipe.first_model()
+    if not _chain_problems(recipe, steps) and steps[0].a == first:
+        return recipe
+    rows = block_coefficients(recipe)
+    others = [name for name, row in rows.items() if name != first and any(row.values())]
+    # A model alone is a chain too, of one difference times 0.
+    others = others or [name for name in rows if name != first][:1] or [first]
+    if len(others) > _MOST_STEPS:
+        return recipe
+    names = [f"{recipe.output}_{number}" for number in range(1, len(others))] + [recipe.output]
+    made = tuple(
+        Step(name, "add_difference", before, other, first, Alpha(rows[other]))
+        for name, before, other in zip(names, [first, *names], others, strict=False)
+    )
+    models = {name: model for name, model in recipe.models.items() if name in (first, *others)}
+    if any(step.name in models for step in made):
+        return recipe
+    return replace(recipe, models=models, steps=made, output=recipe.output, vae=of_vae)
+
+
+def _vae_problems(recipe: Recipe, steps: Sequence[Step]) -> list[str]:
+    """Return a line if the recipe copies the VAE of another model than model A."""
+    if recipe.vae is None or recipe.vae == steps[0].a:
+        return []
+    kept = f"model-mixer keeps the VAE of model A, {steps[0].a!r}"
+    ways = f"set vae: {steps[0].a}, or export to comfyui or mecha; {CONVERTIBLE}"
+    return [f"vae: received {recipe.vae!r}; {kept}; {ways}"]
 
 
 def _chain(recipe: Recipe) -> tuple[Step, ...]:

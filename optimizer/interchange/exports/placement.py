@@ -7,13 +7,18 @@ from optimizer.library import name_without_hash
 from optimizer.recipes import Algebra, Alpha, Group, Recipe, Step
 
 __all__ = [
+    "CONVERTIBLE",
     "alpha_at",
     "coefficients_by_prefix",
     "file_problems",
     "file_text",
     "listed",
     "mapping_problems",
+    "moved_places",
+    "vae_shares",
 ]
+
+CONVERTIBLE = "`approximate=True` converts it"  # ends the lines of problems that an approximation solves
 
 # Alphas that a search has found may differ by less than this when they stand for the same number. The difference is too
 # small to change a merged tensor.
@@ -22,7 +27,7 @@ _EQUAL = 1e-9
 
 def alpha_at(recipe: Recipe, alpha: Alpha, prefix: str) -> float:
     """Return the number of the tensors under a prefix, by the recipe's mapping; 0 for a prefix without a block."""
-    block = recipe.layout.block_of(prefix, recipe.mapping)
+    block = recipe.block_of(prefix)
     return 0.0 if block is None else alpha.at(block)
 
 
@@ -40,43 +45,79 @@ def coefficients_by_prefix(recipe: Recipe, prefixes: Sequence[str] | None = None
     prefixes = tuple(recipe.layout.places) if prefixes is None else prefixes
     sources = recipe.sources()
     all_sources = tuple(range(len(sources)))
-    groups = [Group(recipe.layout.block_of(prefix, recipe.mapping), all_sources) for prefix in prefixes]
+    groups = [Group(recipe.block_of(prefix), all_sources) for prefix in prefixes]
     algebra = Algebra(recipe, groups, sources)
     rows = algebra.coefficients(algebra.starting_alphas())[0].tolist()
-    return {prefix: dict(zip(sources, row, strict=True)) for prefix, row in zip(prefixes, rows, strict=True)}
+    return {
+        prefix: {source: float(source == recipe.vae) for source in sources}
+        if recipe.copies(prefix)
+        else dict(zip(sources, row, strict=True))
+        for prefix, row in zip(prefixes, rows, strict=True)
+    }
 
 
-def mapping_problems(recipe: Recipe, steps: Sequence[Step], mapping: str, tool: str) -> list[str]:
+def vae_shares(recipe: Recipe) -> dict[str, float]:
+    """Return the coefficients of the sources in the output's VAE, without those of 0; none without a VAE."""
+    if recipe.layout.vae is None:
+        return {}
+    place = recipe.layout.vae.prefix
+    return {name: value for name, value in coefficients_by_prefix(recipe, (place,))[place].items() if value != 0}
+
+
+def moved_places(recipe: Recipe, steps: Sequence[Step], mapping: str) -> dict[str, list[tuple[str, float, float]]]:
+    """Return the places that other numbers would move under another mapping.
+
+    The VAE is left out if the recipe copies it.
+
+    Args:
+        recipe: A recipe without free alphas.
+        steps: The steps to compare.
+        mapping: The other mapping, by its name in the layout.
+
+    Returns:
+        For each such place the alphas that differ, {place: [("steps.T1.alpha", number, number under `mapping`)]}.
+
+    """
+    moved: dict[str, list[tuple[str, float, float]]] = {}
+    for prefix in recipe.layout.places:
+        if recipe.copies(prefix):
+            continue
+        ours, theirs = recipe.block_of(prefix), recipe.layout.block_of(prefix, mapping)
+        for step in steps:
+            for name, alpha in step.alphas.items():
+                here, there = (0.0 if block is None else alpha.at(block) for block in (ours, theirs))
+                if abs(here - there) > _EQUAL:
+                    moved.setdefault(prefix, []).append((f"steps.{step.name}.{name}", here, there))
+    return moved
+
+
+def mapping_problems(
+    recipe: Recipe, steps: Sequence[Step], mapping: str, tool: str, *, convertible: bool = False
+) -> list[str]:
     """Return a line for each prefix that a tool would merge differently than the recipe does.
 
-    A prefix passes if the blocks of both mappings have equal alphas in all steps.
+    A prefix passes if the blocks of both mappings have equal alphas in all steps, or if the recipe copies the VAE.
 
     Args:
         recipe: A recipe without free alphas.
         steps: The steps to compare.
         mapping: The mapping of the tool, by its name in the layout.
         tool: The tool's name for the lines.
+        convertible: Whether the export can be approximated, which the lines then say.
 
     Returns:
         The lines; none if the mappings merge alike.
 
     """
     problems: list[str] = []
-    for prefix in recipe.layout.places:
+    for prefix, alphas in moved_places(recipe, steps, mapping).items():
         ours, theirs = (recipe.layout.block_of(prefix, name) for name in (recipe.mapping, mapping))
-        places: list[str] = []
-        for step in steps:
-            for name, alpha in step.alphas.items():
-                here, there = (0.0 if block is None else alpha.at(block) for block in (ours, theirs))
-                if abs(here - there) > _EQUAL:
-                    ours_text, theirs_text = _distinct_texts(here, there)
-                    places.append(f"steps.{step.name}.{name} ({ours_text}, not {theirs_text})")
-        if places:
-            problems.append(
-                f"{listed(places)}: {prefix}* merges by {ours or 'no block'} with the recipe's mapping, "
-                f"{recipe.mapping}, but by {theirs or 'no block'} in {tool}; make the two equal, or fit with "
-                f"mapping: {mapping}"
-            )
+        places = ["{} ({}, not {})".format(where, *_distinct_texts(here, there)) for where, here, there in alphas]
+        problems.append(
+            f"{listed(places)}: {prefix}* merges by {ours or 'no block'} with the recipe's mapping, "
+            f"{recipe.mapping}, but by {theirs or 'no block'} in {tool}; make the two equal, "
+            f"or fit with mapping: {mapping}{f'; {CONVERTIBLE}' if convertible else ''}"
+        )
     return problems
 
 

@@ -2,15 +2,18 @@
 
 SuperMerger merges one step at a time. A user enters a step's models and mode from the formula, and takes its numbers
 from the preset with the step's name (NAME_beta for beta). SuperMerger has its own mapping for time_embed and the VAE. A
-recipe with another mapping is refused if that changes the result.
+recipe with another mapping is refused if that changes the result. SuperMerger merges VAEs by BASE; a VAE that the
+recipe copies has to be baked in at the last step.
 """
 
+from dataclasses import replace
+
 from optimizer.errors import RecipeError
-from optimizer.interchange.exports.placement import mapping_problems
+from optimizer.interchange.exports.placement import file_text, mapping_problems, vae_shares
 from optimizer.interchange.notation import write_notation
 from optimizer.recipes import Recipe, preset_line
 
-__all__ = ["write_supermerger"]
+__all__ = ["supermerger_notes", "write_supermerger"]
 
 _HEADER = "preset_name\tpreset_weights"
 
@@ -46,3 +49,14 @@ def write_supermerger(recipe: Recipe) -> str:
         raise RecipeError(problems)
     notation = write_notation(recipe.trimmed())
     return "\n".join([notation.rstrip("\n"), "", _HEADER, *lines.values(), ""])
+
+
+def supermerger_notes(recipe: Recipe) -> list[str]:
+    """Return a sentence on the VAE to bake in, if SuperMerger would merge another one than the recipe copies."""
+    if recipe.vae is None or vae_shares(replace(recipe, vae=None, mapping="supermerger")) == {recipe.vae: 1.0}:
+        return []
+    assert recipe.layout.vae is not None
+    block = recipe.layout.block_of(recipe.layout.vae.prefix, "supermerger")
+    file = file_text(recipe.models[recipe.vae].file)
+    set_by_hand = f'choose a file with the VAE of {file} under "Bake in VAE" in the last step'
+    return [f"vae: SuperMerger merges VAEs by {block}, and the recipe has that of {recipe.vae!r}: {set_by_hand}"]

@@ -61,7 +61,7 @@ __all__ = ["LineReader"]
 
 _LABEL = re.compile(rf"^[^\W\d_][\w ]{{0,30}}:\s+(?=.*(?:{SIGN.pattern}))")
 _DECLARED = re.compile(
-    rf"(recipe|layout|mapping|output|model) ?(?P<name>{QUOTED}|[^\":]*+)\s*:\s*(?P<value>{QUOTED})(?P<more>.*)"
+    rf"(recipe|layout|mapping|output|vae|model) ?(?P<name>{QUOTED}|[^\":]*+)\s*:\s*(?P<value>{QUOTED})(?P<more>.*)"
 )
 _MORE = re.compile(rf",\s*(license|sha256)\s+({QUOTED})")
 # `Weight (%): 30`, where the key contains the unit.

@@ -58,7 +58,7 @@ class LinesRead:
         presets: Presets by name.
         statements: Steps as written.
         same: Lines with two names and a sign between them, each with its number and text.
-        declared: Declared values: recipe, layout, mapping, output.
+        declared: Declared values: recipe, layout, mapping, output, vae.
         models: Declared models by name.
         files: Files by model name, for models written with a hash or an extension.
         rejected: Lines that look like steps but are not valid.

@@ -97,6 +97,7 @@ class Settling:
             steps=tuple(steps),
             output=output,
             mapping=mapping or self._found.declared.get("mapping") or self._mixer_mapping(steps),
+            vae=self._found.declared.get("vae"),
         )
         notes = [
             f"line {line}: {text}" if line else text

@@ -62,6 +62,8 @@ def _declarations(recipe: Recipe) -> list[str]:
         more = "" if model.license == "unknown" else f", license {_json(model.license)}"
         more += f", sha256 {_json(model.sha256)}" if model.sha256 is not None else ""
         lines.append(f"model {quoted(name)}: {_json(model.file)}{more}")
+    if recipe.vae is not None:
+        lines.append(f"vae: {_json(recipe.vae)}")
     if recipe.output != ending_of(recipe.steps)[0]:
         lines.append(f"output: {_json(recipe.output)}")
     return lines

@@ -17,6 +17,8 @@ RISING = {block: round(0.1 + 0.03 * n, 3) for n, block in enumerate(BLOCKS)}
 FALLING = {block: round(0.15 - 0.005 * n, 3) for n, block in enumerate(BLOCKS)}
 TIME_EMBED = "model.diffusion_model.time_embed."
 VAE = "first_stage_model."
+# More models than one chain of model-mixer takes, beside base.
+MANY = {f"s{n}": f"s{n}.safetensors" for n in range(1, 7)}
 
 
 def whole(numbers):
@@ -30,11 +32,11 @@ def make_step(name, mode, a, b, c=None, alpha=0.0, beta=None):
     return Step(name, mode, a, b, c, whole(alpha), None if beta is None else whole(beta))
 
 
-def make_recipe(*steps, mapping="supermerger", files=None, output=None):
+def make_recipe(*steps, mapping="supermerger", files=None, output=None, vae=None):
     """Return a recipe of these steps on base, x and y, with files NAME.safetensors unless `files` has others."""
     given = {name: f"{name}.safetensors" for name in SOURCES} | (files or {})
     models = {name: Model(file) for name, file in given.items()}
-    return Recipe("made", load_layout("sd1"), models, steps, output or steps[-1].name, mapping)
+    return Recipe("made", load_layout("sd1"), models, steps, output or steps[-1].name, mapping, vae=vae)
 
 
 EVERY_MODE = {
@@ -60,7 +62,10 @@ NESTED = (
 def expected_tensors(recipe, tensors):
     """Return the output's tensors, computed step by step in float64; `tensors` is {file stem: {name: value}}."""
     models = {name: tensors[PurePosixPath(recipe.models[name].file).stem] for name in recipe.sources()}
-    return merge_by_steps(as_dicts(recipe.ancestors()), models, block=BLOCK_OF[recipe.mapping])[recipe.output]
+    merged = merge_by_steps(as_dicts(recipe.ancestors()), models, block=BLOCK_OF[recipe.mapping])[recipe.output]
+    if recipe.vae is not None:
+        merged |= {name: value for name, value in models[recipe.vae].items() if name.startswith(VAE)}
+    return merged
 
 
 def assert_equal_tensors(found, expected, tolerance=1e-6):
@@ -88,6 +93,7 @@ def recipes(
     high=1.5,
     everywhere=True,
     mappings=tuple(BLOCK_OF),
+    vaes=(None,),
     most=3,
 ):
     """Draw a recipe of one to `most` steps with numbers on some blocks, and some sources without a VAE."""
@@ -105,4 +111,4 @@ def recipes(
         c = names[2] if len(names) > 2 else None
         steps.append(make_step(f"T{position}", mode, names[0], names[1], c, *alphas))
     files = {name: f"{name}-novae.safetensors" for name in SOURCES if not everywhere and draw(st.booleans())}
-    return make_recipe(*steps, mapping=draw(st.sampled_from(mappings)), files=files)
+    return make_recipe(*steps, mapping=draw(st.sampled_from(mappings)), files=files, vae=draw(st.sampled_from(vaes)))

@@ -9,6 +9,7 @@ from exporting import (
     EVERY_MODE,
     NESTED,
     RISING,
+    SOURCES,
     TIME_EMBED,
     VAE,
     assert_equal_tensors,
@@ -139,7 +140,7 @@ def test_nested_steps(family):
 
 
 @settings(max_examples=100, deadline=None)
-@given(recipe=recipes(low=0.0, high=1.0))
+@given(recipe=recipes(low=0.0, high=1.0, vaes=(None, *SOURCES)))
 def test_any_recipe(family, recipe):
     """Any recipe is either refused or gives the tensors of its steps."""
     _, tensors = family
@@ -186,8 +187,8 @@ def test_mixed_vae():
     (problem,) = refused(make_recipe(make_step("T1", "weight_sum", "base", "x", alpha=0.25)), "comfyui")
 
     assert problem.startswith("steps.T1.alpha.BASE (0.25): the VAE of T1 becomes 0.75 x base + 0.25 x x, and no node")
-    assert "set BASE to 0 or 1, use mapping: model-mixer" in problem
-    assert problem.endswith("or export to mecha")
+    assert "set BASE to 0 or 1, name the model of the VAE in the recipe (vae: base)" in problem
+    assert problem.endswith("or export to mecha; `approximate=True` converts it")
 
 
 def test_ratios_outside():
@@ -199,7 +200,7 @@ def test_ratios_outside():
 
     problems = refused(make_recipe(*steps), "comfyui")
 
-    why = "ComfyUI merges with ratios from 0 to 1 only; export to mecha or mergekit"
+    why = "ComfyUI merges with ratios from 0 to 1 only; export to mecha or mergekit; `approximate=True` converts it"
     assert problems == (
         f"steps.T1.alpha: received -0.5 on IN02, 1.25 on OUT03-OUT04; {why}",
         f"steps.T2: alpha and beta leave a negative share of a: received -0.25 on M00; {why}",

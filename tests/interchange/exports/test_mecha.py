@@ -12,6 +12,7 @@ from exporting import (
     EVERY_MODE_CHAINED,
     NESTED,
     RISING,
+    VAE,
     assert_equal_tensors,
     expected_tensors,
     make_recipe,
@@ -65,6 +66,18 @@ def test_mappings(family, mapping):
     recipe = make_recipe(EVERY_MODE["weight_sum"], mapping=mapping)
 
     assert_equal_tensors(executed(recipe, folder), expected_tensors(recipe, tensors))
+
+
+@pytest.mark.parametrize("vae", ["base", "y"])
+def test_copied_vae(family, vae):
+    """The VAE that the recipe copies is unchanged, that of the first model and that of another."""
+    folder, tensors = family
+    recipe = make_recipe(EVERY_MODE["weight_sum"], vae=vae)
+
+    found = executed(recipe, folder)
+
+    assert_equal_tensors(found, expected_tensors(recipe, tensors))
+    assert all(torch.equal(found[name], tensors[vae][name]) for name in found if name.startswith(VAE))
 
 
 @settings(max_examples=4, deadline=None)

@@ -9,6 +9,7 @@ from exporting import (
     EVERY_MODE,
     EVERY_MODE_CHAINED,
     NESTED,
+    SOURCES,
     assert_equal_tensors,
     expected_tensors,
     make_recipe,
@@ -51,7 +52,7 @@ def summed(data, tensors):
 
 
 @settings(max_examples=100, deadline=None)
-@given(recipe=recipes())
+@given(recipe=recipes(vaes=(None, *SOURCES)))
 def test_any_recipe(family, recipe):
     """The file's weighted sum gives the tensors of any number of steps, with every mapping."""
     _, tensors = family

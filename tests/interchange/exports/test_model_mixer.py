@@ -1,13 +1,13 @@
 """The export to sd-webui-model-mixer: the metadata that it loads, and the recipes that it cannot merge."""
 
 import json
-from dataclasses import replace
 
 import pytest
-from exporting import EVERY_MODE, FALLING, RISING, make_recipe, make_step, refused
+from exporting import EVERY_MODE, EVERY_MODE_CHAINED, FALLING, MANY, NESTED, RISING, make_recipe, make_step, refused
 from step_by_step import BLOCKS
 
-from optimizer.interchange import export_recipe
+from optimizer.interchange import export_notes, export_recipe
+from optimizer.recipes import block_coefficients
 
 CHAIN = (
     make_step("T1", "weight_sum", "base", "x", alpha=RISING),
@@ -44,50 +44,81 @@ def test_known_hashes():
 
 
 def test_steps_that_are_no_chain():
-    """A step as b or c, and a second base model, are refused, with a line for each."""
+    """With seven sources a step as b or c, and a second base model, are refused, with a line for each."""
     steps = (
-        make_step("T1", "weight_sum", "base", "x", alpha=0.5),
-        make_step("T2", "weight_sum", "x", "y", alpha=0.5),
-        make_step("T3", "add_difference", "T1", "T2", "base", alpha=0.5),
-        make_step("T4", "add_difference", "T3", "x", "y", alpha=0.5),
+        make_step("T1", "weight_sum", "base", "s1", alpha=0.5),
+        make_step("S1", "triple_sum", "s2", "s3", "s4", alpha=0.5, beta=0.25),
+        make_step("S2", "weight_sum", "s5", "s6", alpha=0.5),
+        make_step("T3", "add_difference", "T1", "S1", "base", alpha=0.5),
+        make_step("T4", "add_difference", "T3", "S2", "s1", alpha=0.25),
     )
 
-    nested, base = refused(make_recipe(*steps, mapping="model-mixer"), "model-mixer")
+    first, second, base = refused(make_recipe(*steps, mapping="model-mixer", files=MANY), "model-mixer")
 
-    assert nested.startswith("steps.T3.b: received the step 'T2'; model-mixer takes only files beside its one chain")
-    assert base.startswith("steps.T4.c: received 'y'; model-mixer subtracts the same base model in every step, ")
-    assert "`merge(step=...)`" in nested
+    assert first.startswith("steps.T3.b: received the step 'S1'; model-mixer takes only files beside its one chain")
+    assert second.startswith("steps.T4.b: received the step 'S2'; model-mixer takes only files beside its one chain")
+    assert base.startswith("steps.T4.c: received 's1'; model-mixer subtracts the same base model in every step, ")
+    assert "`merge(step=...)`" in first
     assert "`merge(step=...)`" in base
 
 
 @pytest.mark.parametrize("mode", ["triple_sum", "sum_twice"])
 def test_other_modes(mode):
-    """A mode with three models is refused by name, with advice."""
-    problems = refused(make_recipe(EVERY_MODE[mode], mapping="model-mixer"), "model-mixer")
+    """With seven sources several steps of a mode with three models are refused in one line, with advice."""
+    names = ["base", "T1", "T2", "T3"]
+    steps = [make_step(names[n], mode, names[n - 1], f"s{2 * n - 1}", f"s{2 * n}", 0.2, 0.3) for n in (1, 2, 3)]
 
-    (problem,) = problems
-    assert problem.startswith(f"steps.T1.mode: received {mode}; model-mixer merges one model a step")
+    (problem,) = refused(make_recipe(*steps, mapping="model-mixer", files=MANY), "model-mixer")
+
+    assert problem.startswith(
+        f"steps.T1.mode, steps.T2.mode, steps.T3.mode: received {mode}; model-mixer merges one model a step"
+    )
     assert problem.endswith("write it as two steps, or export to comfyui or mecha")
 
 
-def test_steps_with_the_same_problem():
-    """Several steps of the same unsupported mode are refused in one line."""
-    first = EVERY_MODE["sum_twice"]
-    steps = (first, replace(first, name="T2", a="T1"), replace(first, name="T3", a="T2"))
-
-    (problem,) = refused(make_recipe(*steps, mapping="model-mixer", output="T3"), "model-mixer")
-
-    assert problem.startswith("steps.T1.mode, steps.T2.mode, steps.T3.mode: received sum_twice; model-mixer merges one")
-
-
 def test_too_many_steps():
-    """A chain of more steps than model-mixer can merge is refused."""
+    """A chain over more models than model-mixer can merge is refused."""
     names = ["base", *(f"T{n}" for n in range(6))]
-    steps = [make_step(names[n + 1], "weight_sum", names[n], "x", alpha=0.5) for n in range(6)]
+    steps = [make_step(names[n + 1], "weight_sum", names[n], f"s{n + 1}", alpha=0.5) for n in range(6)]
 
-    (problem,) = refused(make_recipe(*steps, mapping="model-mixer"), "model-mixer")
+    (problem,) = refused(make_recipe(*steps, mapping="model-mixer", files=MANY), "model-mixer")
 
     assert problem.startswith("steps: T5 is a chain of 6; model-mixer merges at most 5 models")
+
+
+@pytest.mark.parametrize("steps", [NESTED, EVERY_MODE_CHAINED, (EVERY_MODE["triple_sum"],)])
+def test_other_steps_become_one_chain(steps):
+    """Steps that model-mixer lacks are written as differences from one model, with the coefficients of the steps."""
+    recipe = make_recipe(*steps, mapping="model-mixer")
+
+    data = json.loads(export_recipe(recipe, "model-mixer"))
+
+    expected = block_coefficients(recipe)
+    assert data["model_a"] == data["base_model"] == "base.safetensors"
+    assert data["mode"] == ["Add-Diff", "Add-Diff"]
+    for added, row in zip((data["model_b"], data["model_c"]), data["weights_alpha"], strict=True):
+        assert row == [pytest.approx(expected[added][block], abs=1e-12) for block in BLOCKS]
+    (note,) = export_notes(recipe, "model-mixer")
+    assert "written as Add-Diff of x, y on base, with the same coefficients in every block" in note
+    assert export_notes(make_recipe(*CHAIN, mapping="model-mixer"), "model-mixer") == ()
+
+
+def test_copied_vae():
+    """The chain begins with the model whose VAE the recipe copies; a model outside the steps is refused with a way."""
+    recipe = make_recipe(CHAIN[0], mapping="model-mixer", vae="x")
+
+    data = json.loads(export_recipe(recipe, "model-mixer"))
+
+    expected = block_coefficients(recipe)["base"]
+    assert (data["model_a"], data["model_b"], data["mode"]) == ("x.safetensors", "base", ["Add-Diff"])
+    assert data["weights_alpha"][0] == [pytest.approx(expected[block]) for block in BLOCKS]
+    many = [make_step("T1", "weight_sum", "base", "s1", alpha=0.5)]
+    many += [make_step(f"T{n}", "weight_sum", f"T{n - 1}", f"s{n}", alpha=0.5) for n in (2, 3, 4, 5)]
+    (problem,) = refused(make_recipe(*many, mapping="model-mixer", files=MANY, vae="s6"), "model-mixer")
+    assert problem == (
+        "vae: received 's6'; model-mixer keeps the VAE of model A, 'base'; set vae: base, or export to comfyui or "
+        "mecha; `approximate=True` converts it"
+    )
 
 
 def test_alphas_that_nearly_agree():
@@ -113,4 +144,5 @@ def test_mappings():
     assert embed.startswith("steps.T1.alpha (0.4, not 0.6): model.diffusion_model.time_embed.* merges by IN00 with the")
     assert "mapping, supermerger, but by OUT11 in model-mixer" in embed
     assert vae.startswith("steps.T1.alpha (0.2, not 0): first_stage_model.* merges by BASE")
-    assert vae.endswith("but by no block in model-mixer; make the two equal, or fit with mapping: model-mixer")
+    assert "but by no block in model-mixer; make the two equal, or fit with mapping: model-mixer" in vae
+    assert all(problem.endswith("; `approximate=True` converts it") for problem in problems)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from exporting import EVERY_MODE_CHAINED, NESTED, RISING, make_recipe, make_step, recipes
+from exporting import EVERY_MODE_CHAINED, NESTED, RISING, SOURCES, make_recipe, make_step, recipes
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from step_by_step import BLOCK_OF
@@ -50,18 +50,18 @@ def coefficients(recipe):
                     row[file] = row.get(file, 0.0) + factor * number
             known[step.name] = row
         found[tensor] = known[recipe.output]
+    if recipe.vae is not None:
+        found[VAE] = {recipe.models[recipe.vae].file: 1.0}
     return found
 
 
-def assert_read_back(recipe, path, *, excepted=()):
-    """Assert that a file imports to the same coefficients; for tensors in `excepted` a VAE warning will do."""
+def assert_read_back(recipe, path):
+    """Assert that a file imports to the same coefficients."""
     imported = import_text(path)
 
     assert imported.not_understood == ()
     expected, found = coefficients(recipe), coefficients(imported.recipe)
     for tensor in TENSORS:
-        if tensor in excepted and any(note.startswith("the VAE comes from") for note in imported.warnings):
-            continue
         for file in {**expected[tensor], **found[tensor]}:
             off = abs(expected[tensor].get(file, 0.0) - found[tensor].get(file, 0.0))
             assert off < 1e-9, f"{tensor}: {file} is off by {off}"
@@ -95,13 +95,12 @@ def test_every_format_is_read_back():
 def test_any_recipe(name, folder, data):
     """Any recipe that a format can express reads back with the same coefficients, with every mapping."""
     low, high = (0.0, 1.0) if name == "comfyui" else (-0.5, 1.5)
-    modes = {"modes": ("weight_sum", "add_difference")} if name == "model-mixer" else {}
-    recipe = data.draw(recipes(low=low, high=high, most=1 if name == "model-mixer" else 3, **modes))
+    mappings = ("model-mixer",) if name == "model-mixer" else tuple(BLOCK_OF)
+    recipe = data.draw(recipes(low=low, high=high, mappings=mappings, vaes=(None, *SOURCES)))
     path = write(recipe, name, folder)
     assume(path is not None)
 
-    # No node of ComfyUI merges VAEs. The workflow takes one model's, which a recipe cannot always express.
-    assert_read_back(recipe, path, excepted=(VAE,) if name == "comfyui" else ())
+    assert_read_back(recipe, path)
 
 
 @pytest.mark.parametrize("mapping", BLOCK_OF)
@@ -147,7 +146,7 @@ def test_chain_for_comfyui(tmp_path):
 
 
 @settings(max_examples=40, deadline=None)
-@given(recipe=recipes())
+@given(recipe=recipes(vaes=(None, *SOURCES)))
 def test_metadata_of_blockfit(recipe):
     """The recipe in the metadata of a file merged by blockfit reads back unchanged."""
     noted = {"type": "blockfit", "output": recipe.output, "recipe": recipe_as_data(recipe)}
@@ -155,8 +154,6 @@ def test_metadata_of_blockfit(recipe):
     found, warnings = recipe_from_metadata({"sd_merge_recipe": json.dumps(noted)}, Path("merged.safetensors"))
 
     assert (found, warnings) == (recipe, ())
-
-    # No node of ComfyUI merges VAEs. The workflow takes one model's, which a recipe may be unable to express.
 
 
 MECHA = """version 0.1.0

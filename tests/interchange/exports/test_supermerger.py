@@ -7,7 +7,7 @@ from exporting import EVERY_MODE_CHAINED, NESTED, RISING, make_recipe, make_step
 from hypothesis import given, settings
 from step_by_step import BLOCKS
 
-from optimizer.interchange import export_recipe, read_notation
+from optimizer.interchange import export_notes, export_recipe, read_notation
 from optimizer.recipes import Expected, preset_alpha, read_presets
 
 
@@ -36,7 +36,7 @@ def test_presets_read_back():
 
 
 @settings(max_examples=50, deadline=None)
-@given(recipe=recipes(mappings=("supermerger",)))
+@given(recipe=recipes(mappings=("supermerger",), vaes=(None, "base", "y")))
 def test_reads_back(recipe):
     """The whole file reads back as the recipe with all numbers, without steps that the output does not need."""
     models = {name: recipe.models[name] for name in recipe.sources()}
@@ -72,6 +72,21 @@ def test_mappings(mapping):
     (problem,) = refused(make_recipe(different, mapping=mapping), "supermerger")
     assert problem.startswith("steps.T1.beta (0, not 0.5): model.diffusion_model.time_embed.* merges by ")
     assert f"with the recipe's mapping, {mapping}, but by IN00 in SuperMerger" in problem
+
+
+def test_copied_vae():
+    """A note says which VAE is to be baked in, unless SuperMerger's merge by BASE gives the same."""
+    merged = make_step("T1", "weight_sum", "base", "x", alpha={"BASE": 0.5, "OUT05": 1.0})
+    kept = make_step("T1", "weight_sum", "base", "x", alpha={"OUT05": 1.0})
+    taken = make_step("T1", "weight_sum", "base", "x", alpha={"BASE": 1.0})
+
+    (note,) = export_notes(make_recipe(merged, vae="x"), "supermerger")
+
+    assert 'choose a file with the VAE of x.safetensors under "Bake in VAE"' in note
+    assert '\nvae: "x"\n' in export_recipe(make_recipe(merged, vae="x"), "supermerger")
+    assert export_notes(make_recipe(kept, vae="base"), "supermerger") == ()
+    assert export_notes(make_recipe(taken, vae="x"), "supermerger") == ()
+    assert export_notes(make_recipe(merged), "supermerger") == ()
 
 
 def test_presets_of_one_name():

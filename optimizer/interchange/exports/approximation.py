@@ -1,0 +1,60 @@
+"""Records of what an export changes in a recipe because the other tool cannot express it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optimizer.recipes import Recipe
+
+__all__ = ["Approximation", "Change", "clipped_changes"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of a recipe.
+
+    Attributes:
+        field: The field of the recipe: "steps.T1.alpha", "mapping" or "vae".
+        blocks: The blocks that it concerns, as a block list, or the beginning of the tensor names; None for the VAE.
+        before: The number, the block or the model in the recipe.
+        after: The number, the block or the model in the export.
+        reason: Why the tool cannot express what the recipe has.
+    """
+
+    field: str
+    blocks: str | None
+    before: str
+    after: str
+    reason: str
+
+    def __str__(self) -> str:
+        place = self.field if self.blocks is None else f"{self.field}, {self.blocks}"
+        return f"{place}: {self.before} -> {self.after}; {self.reason}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """A recipe that a tool can express exactly, and its differences from the recipe that it stands for.
+
+    Attributes:
+        recipe: The recipe for the tool.
+        changes: The changes of the result.
+        notes: Sentences on changes that do not change the result.
+    """
+
+    recipe: Recipe
+    changes: tuple[Change, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def clipped_changes(
+    recipe: Recipe, field: str, moved: Mapping[str, tuple[float, float]], reason: str
+) -> Iterable[Change]:
+    """Yield a change for each pair of numbers, {block: (before, after)}, with all blocks that have this pair."""
+    for before, after in dict.fromkeys(moved.values()):
+        blocks = [block for block, pair in moved.items() if pair == (before, after)]
+        yield Change(field, recipe.layout.describe_blocks(blocks), f"{before:.6g}", f"{after:.6g}", reason)
