@@ -40,7 +40,7 @@ from optimizer.analysis.ranges import NarrowRange, narrow_ranges_of
 from optimizer.analysis.scored_spaces import scored_spaces
 from optimizer.analysis.verdict import Verdict, judge
 from optimizer.errors import InputError, StudyError
-from optimizer.events import Progress
+from optimizer.events import ProgressOption
 from optimizer.html import html_table
 from optimizer.library import HashCache, Library
 from optimizer.merging import check_noted_hashes
@@ -239,8 +239,8 @@ def study_ceilings(
     metric: str = "all",
     *,
     check_hashes: bool = True,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    device: torch.device | str = "auto",
+    progress: ProgressOption = None,
     hashes: HashCache | None = None,
 ) -> tuple[Ceiling, ...]:
     """Compute the best similarity that a study can reach, by one or several metrics.
@@ -259,7 +259,7 @@ def study_ceilings(
             `delta` if the study has no base.
         check_hashes: Whether files must not contradict the SHA-256 noted in the recipe; only hashes in `hashes` are
             compared.
-        device: A torch device or auto, cpu (the default) or cuda.
+        device: A torch device, or auto (a GPU if one is available), cpu or cuda.
         progress: A callback for progress.
         hashes: A cache of hashes.
 
@@ -275,7 +275,7 @@ def _study_ceilings(
     metric: str = "all",
     *,
     check_hashes: bool = True,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "auto",
 ) -> tuple[Ceiling, ...]:
     """Compute `study_ceilings` with the hashes of a library, which also receives the progress."""
     if metric not in CEILING_METRICS:
@@ -483,8 +483,8 @@ def found_ceilings(
     path: Path | str,
     folders: Sequence[Path | str] = (),
     *,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    device: torch.device | str = "auto",
+    progress: ProgressOption = None,
     hashes: HashCache | None = None,
 ) -> tuple[tuple[Ceiling, ...], tuple[str, ...]]:
     """Compute the ceilings of the study in a folder, or return the reasons why that is impossible.
@@ -496,7 +496,7 @@ def found_ceilings(
     Args:
         path: The folder of the study.
         folders: Further folders to search for checkpoints.
-        device: A torch device or auto, cpu (the default) or cuda.
+        device: A torch device, or auto (a GPU if one is available), cpu or cuda.
         progress: A callback for progress.
         hashes: A cache of hashes.
 

@@ -9,10 +9,13 @@ import torch
 
 from optimizer.analysis import found_ceilings
 from optimizer.choices import FormatName
-from optimizer.html import html_table
+from optimizer.events import ProgressOption
+from optimizer.html import html_paragraphs, html_table
+from optimizer.interactive.functions import merge, model_folders
+from optimizer.interactive.progress import shown_progress
 from optimizer.interchange import export_recipe
 from optimizer.library import HashCache
-from optimizer.merging import merge
+from optimizer.merging import MergeOptions
 from optimizer.recipes import Recipe
 from optimizer.reports import percent
 from optimizer.reports.page import check_report_name, write_report
@@ -25,13 +28,21 @@ __all__ = ["Fit", "fit"]
 
 # Lines of a result that are shown at most, so that a cell stays short.
 _MOST_LINES = 20
+_CONTINUES = "interrupted; the same call continues it"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Fit(FitResult):
     """The result of a fit, which shows its verdict, and merges, exports and reports itself."""
 
-    def merge(self, output: Path | str, *, simple: bool = True, dtype: torch.dtype = torch.float16) -> Path:
+    def merge(
+        self,
+        output: Path | str,
+        *,
+        simple: bool = True,
+        dtype: torch.dtype = MergeOptions.dtype,
+        progress: ProgressOption = None,
+    ) -> Path:
         """Write the merge of the recipe.
 
             result.merge("clone.safetensors")
@@ -42,11 +53,12 @@ class Fit(FitResult):
             output: The .safetensors file to write.
             simple: Whether to merge the rounded recipe, if there is one.
             dtype: The dtype of the file.
+            progress: See `optimizer.merge`.
 
         Returns:
             The file.
         """
-        merge(self._recipe(simple=simple), self.study.sources, output, dtype=dtype)
+        merge(self._recipe(simple=simple), self.study.sources, output, dtype=dtype, progress=progress)
         return Path(output)
 
     def export(self, format_name: FormatName, output: Path | str | None = None, *, simple: bool = True) -> str:
@@ -69,7 +81,9 @@ class Fit(FitResult):
             Path(output).write_text(text, encoding="utf-8", newline="\n")
         return text
 
-    def report(self, output: Path | str | None = None, *, folders: Sequence[Path | str] = ()) -> Path:
+    def report(
+        self, output: Path | str | None = None, *, folders: Sequence[Path | str] = (), progress: ProgressOption = None
+    ) -> Path:
         """Write the report page of the study, as the command `report` does.
 
             result.report()
@@ -78,7 +92,10 @@ class Fit(FitResult):
 
         Args:
             output: The HTML file to write. Default: report.html in the study's folder.
-            folders: Further folders to search for checkpoints, if the study's statistics are missing.
+            folders: Further folders to search for checkpoints, if the study's statistics are missing. BLOCKFIT_MODELS
+                adds folders.
+            progress: Called as progress(activity, done, total). Default: a display in a notebook or on a terminal;
+                False shows none.
 
         Returns:
             The file.
@@ -86,14 +103,18 @@ class Fit(FitResult):
         path = self.study.outputs.report if output is None else Path(output)
         check_report_name(path)
         argument = self.study.argument
-        ceilings, problems = found_ceilings(argument, folders)
+        with shown_progress(wanted=progress is None) as display:
+            shown = progress if display is None else display.progress
+            ceilings, problems = found_ceilings(
+                argument, model_folders(folders), progress=shown, hashes=HashCache.of_user()
+            )
         today = datetime.now(UTC).astimezone().strftime("%Y-%m-%d")
         write_report(found_result(self.study), ceilings, problems, path, named=argument.name, date=today)
         return path
 
     def __repr__(self) -> str:
         """Return the verdict and the total similarity of every step, in at most 20 lines."""
-        lines = [f"fit of {self.study.folder}" + (", not finished" if self.interrupted else "")]
+        lines = [f"fit of {self.study.folder}" + (f", {_CONTINUES}" if self.interrupted else "")]
         if self.verdict is not None:
             lines += self.verdict.paragraphs
         rows = [f"{step}: {metric} {after} (before: {before})" for step, metric, before, after in self._rows()]
@@ -104,8 +125,11 @@ class Fit(FitResult):
     def _repr_html_(self) -> str:
         """Return the verdict and a table of the steps, for notebooks."""
         texts = () if self.verdict is None else self.verdict.paragraphs
-        rows = self._rows()[: _MOST_LINES - 4]
-        return html_table(("step", "metric", "before", "after"), rows, texts)
+        if self.interrupted:
+            texts = (*texts, f"The fit is {_CONTINUES}.")
+        rows, most = self._rows(), _MOST_LINES - 4
+        more = [f"... and {len(rows) - most} more rows"] if len(rows) > most else []
+        return html_table(("step", "metric", "before", "after"), rows[:most], texts) + html_paragraphs(more)
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         return [
@@ -125,7 +149,7 @@ class Fit(FitResult):
 def fit(
     study: Study | Path | str,
     *,
-    device: torch.device | str | None = "auto",
+    device: torch.device | str = "auto",
     trials: int | None = None,
     fresh: bool = False,
     candidates: int = 1,
@@ -133,6 +157,8 @@ def fit(
     workers: int | None = None,
     patience: float = PATIENCE,
     check_hashes: bool = True,
+    folders: Sequence[Path | str] = (),
+    progress: bool = True,
     events: SearchEvents | None = None,
     hashes: HashCache | None = None,
 ) -> Fit:
@@ -141,8 +167,12 @@ def fit(
         result = fit("my-study")
         result.merge("clone.safetensors")
 
-    A second call continues where the first one stopped. Errors of `optimizer.search.fit` pass through, which describes
-    what happens on Ctrl-C.
+    A second call continues where the first one stopped. Ctrl-C, or the stop button of a notebook, ends the search after
+    the running trial; a second one ends it at once. The best recipe so far is then written and returned with
+    `interrupted` set. Before the first trial KeyboardInterrupt passes through.
+
+    The search, the files that are read, and warnings are shown in a notebook or, if stderr is one, on a terminal.
+    Errors of `optimizer.search.fit` pass through.
 
     Args:
         study: The study, from `load_study` or `new_study`, or its folder.
@@ -154,17 +184,27 @@ def fit(
         workers: The number of processes that search together, this one included.
         patience: Seconds to wait for an unavailable storage.
         check_hashes: Whether each file must have the SHA-256 in the recipe.
-        events: The receiver of the fit's reports.
-        hashes: A cache of the checkpoints' SHA-256.
+        folders: Further folders to search for checkpoints if `study` is a folder. BLOCKFIT_MODELS adds folders.
+        progress: Whether to show the progress.
+        events: The receiver of the fit's reports, in place of the display.
+        hashes: A cache of the checkpoints' SHA-256. Default: the cache of the commands.
 
     Returns:
         The result: the best recipe, the searches with their trials, the similarities of every step, and the verdict.
     """
-    loaded = study if isinstance(study, Study) else load_study(study)
-    if trials is not None:
-        loaded = loaded.with_trials(trials)
-    found = search(
-        loaded, device=device, fresh=fresh, candidates=candidates, storage=storage, workers=workers, patience=patience,
-        check_hashes=check_hashes, events=events, hashes=hashes,
-    )  # fmt: skip
+    hashes = hashes or HashCache.of_user()
+    with shown_progress(wanted=progress and events is None) as display:
+        if isinstance(study, Study):
+            loaded = study
+        else:
+            reading = display.progress if display is not None else None if events is None else events.progress
+            loaded = load_study(study, model_folders(folders), hashes=hashes, progress=reading)
+        if trials is not None:
+            loaded = loaded.with_trials(trials)
+        found = search(
+            loaded, device=device, fresh=fresh, candidates=candidates, storage=storage, workers=workers,
+            patience=patience, check_hashes=check_hashes, events=events or display, hashes=hashes,
+        )  # fmt: skip
+        if found.interrupted and display is not None:
+            display.end(f"Interrupted: the best so far is in {found.study.outputs.best}; the same call continues.")
     return Fit(**{field.name: getattr(found, field.name) for field in dataclasses.fields(found)})
