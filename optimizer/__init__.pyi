@@ -1,6 +1,7 @@
 """Public names of `optimizer` and their modules, for editors, type checkers and `__init__.py`."""
 
 from optimizer.analysis import Ceiling as Ceiling
+from optimizer.analysis import Ceilings as Ceilings
 from optimizer.analysis import Simplified as Simplified
 from optimizer.analysis import Verdict as Verdict
 from optimizer.analysis import found_ceilings as found_ceilings

@@ -1,6 +1,7 @@
 """Analyses that need no trial: exact optima, ceilings, simpler recipes and verified similarities."""
 
-from optimizer.analysis.ceiling import BlockCeiling, Ceiling, Identified, SourceShare, found_ceilings, study_ceilings
+from optimizer.analysis.ceiling import found_ceilings, study_ceilings
+from optimizer.analysis.ceiling_records import BlockCeiling, Ceiling, Ceilings, Identified, SourceShare
 from optimizer.analysis.exact import ExactOptimum, exact_optimum, keeping_point
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges
 from optimizer.analysis.simplified_files import simple_path, simplify_file, simplify_fit
@@ -11,6 +12,7 @@ from optimizer.analysis.verifying import Verified, verify
 __all__ = [
     "BlockCeiling",
     "Ceiling",
+    "Ceilings",
     "ExactOptimum",
     "Identified",
     "NarrowRange",

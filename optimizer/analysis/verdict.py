@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from markupsafe import Markup
 
 from optimizer.analysis.evidence import NOTHING, SIGMAS, Evidence, SourceEvidence
 from optimizer.analysis.linear import largest_share
 from optimizer.families import Layout
+from optimizer.html import html_paragraphs
 from optimizer.printable import printable
 from optimizer.recipes import Algebra, Recipe
 from optimizer.similarity import Compared, ExplainedMetric, Measured, build_metric, total_similarity
@@ -46,7 +48,7 @@ def percentage(share: float) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """The verdict on a study; shares are of `explained`, means over the scored blocks, in [-1, 1].
 
@@ -80,10 +82,14 @@ class Verdict:
     sentences: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
-    @property
-    def paragraphs(self) -> tuple[str, ...]:
-        """Warnings, then sentences, for a display with a line for each."""
-        return (*self.warnings, *self.sentences)
+    def __repr__(self) -> str:
+        """Return the warnings, then the sentences, a line for each."""
+        return "\n".join((*(f"ATTENTION: {warning}" for warning in self.warnings), *self.sentences))
+
+    def _repr_html_(self) -> str:
+        """Return the warnings, then the sentences, as paragraphs for notebooks."""
+        warnings = (Markup("<strong>Attention:</strong> {}").format(printable(warning)) for warning in self.warnings)
+        return html_paragraphs((*warnings, *self.sentences))
 
     @property
     def text(self) -> str:

@@ -28,6 +28,7 @@ __all__ = ["Fit", "fit"]
 
 # Lines of a result that are shown at most, so that a cell stays short.
 _MOST_LINES = 20
+_MOST_STEPS = 12
 _CONTINUES = "interrupted; the same call continues it"
 
 
@@ -116,7 +117,7 @@ class Fit(FitResult):
         """Return the verdict and the total similarity of every step, in at most 20 lines."""
         lines = [f"fit of {self.study.folder}" + (f", {_CONTINUES}" if self.interrupted else "")]
         if self.verdict is not None:
-            lines += self.verdict.paragraphs
+            lines += repr(self.verdict).splitlines()
         rows = [f"{step}: {metric} {after} (before: {before})" for step, metric, before, after in self._rows()]
         left = _MOST_LINES - len(lines) - 1
         shown = rows if len(rows) <= left else [*rows[: left - 1], f"... and {len(rows) - left + 1} more"]
@@ -124,12 +125,18 @@ class Fit(FitResult):
 
     def _repr_html_(self) -> str:
         """Return the verdict and a table of the steps, for notebooks."""
-        texts = () if self.verdict is None else self.verdict.paragraphs
+        shown = "" if self.verdict is None else self.verdict._repr_html_()
         if self.interrupted:
-            texts = (*texts, f"The fit is {_CONTINUES}.")
-        rows, most = self._rows(), _MOST_LINES - 4
-        more = [f"... and {len(rows) - most} more rows"] if len(rows) > most else []
-        return html_table(("step", "metric", "before", "after"), rows[:most], texts) + html_paragraphs(more)
+            shown += html_paragraphs([f"The fit is {_CONTINUES}."])
+        # A step has one row, and each metric a column.
+        metrics = list(dict.fromkeys(scores.metric for scores in self.scores))
+        steps: dict[str, dict[str, str]] = {}
+        for step, metric, before, after in self._rows():
+            steps.setdefault(step, {})[metric] = f"{before} \u2192 {after}"
+        rows = [(step, *(cells.get(metric, "") for metric in metrics)) for step, cells in steps.items()]
+        more = [f"... and {len(rows) - _MOST_STEPS} more steps"] if len(rows) > _MOST_STEPS else []
+        header = ("step", *(f"{metric}, before \u2192 after" for metric in metrics))
+        return shown + html_table(header, rows[:_MOST_STEPS]) + html_paragraphs(more)
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
         return [

@@ -203,7 +203,7 @@ class _NotebookDisplay:
                 lines, html = self._running()
             else:
                 lines = [*self._warnings, self._last]
-                html = html_paragraphs(lines)
+                html = html_paragraphs(self._warnings) + html_paragraphs([self._last], muted=True)
             self._publish({"text/plain": "\n".join(map(printable, lines)), "text/html": html})
 
     def _publish(self, data: dict[str, str]) -> None:
@@ -242,7 +242,7 @@ class _NotebookDisplay:
             ]
             html += html_table(("search", "step", "metric", "", "trials", "best so far", "time"), rows)
         seconds = f"running for {describe_seconds(time.monotonic() - self._began)}"
-        return [*self._warnings, *lines, seconds], html + html_paragraphs([seconds])
+        return [*self._warnings, *lines, seconds], html + html_paragraphs([seconds], muted=True)
 
     def _summary(self) -> str:
         if self._searches:
