@@ -107,7 +107,7 @@ def preview(
     _check_guidance(guidance)
     with reading() as progress:
         request = PreviewRequest(
-            target, tuple(candidates), tuple(prompts), tuple(seeds or [0]), steps, guidance, negative, encoder_from,
+            target, tuple(candidates), tuple(prompts), tuple(seeds or PreviewRequest.seeds), steps, guidance, negative, encoder_from,
             vae_from, with_sources=not no_sources, check_hashes=not no_verify,
         )  # fmt: skip
         found = write_preview(
