@@ -4,7 +4,6 @@ from optimizer.analysis import Ceiling as Ceiling
 from optimizer.analysis import Ceilings as Ceilings
 from optimizer.analysis import Simplified as Simplified
 from optimizer.analysis import Verdict as Verdict
-from optimizer.analysis import found_ceilings as found_ceilings
 from optimizer.checkpoints import BaseSource as BaseSource
 from optimizer.checkpoints import TensorInfo as TensorInfo
 from optimizer.checkpoints import TensorSource as TensorSource
@@ -23,7 +22,10 @@ from optimizer.families import register_layout as register_layout
 from optimizer.interactive import Fit as Fit
 from optimizer.interactive import compare as compare
 from optimizer.interactive import fit as fit
+from optimizer.interactive import found_ceilings as found_ceilings
+from optimizer.interactive import load_study as load_study
 from optimizer.interactive import merge as merge
+from optimizer.interactive import new_study as new_study
 from optimizer.interactive import simplify_file as simplify_file
 from optimizer.interactive import study_ceilings as study_ceilings
 from optimizer.interactive import verify as verify
@@ -83,6 +85,4 @@ from optimizer.similarity import register_metric as register_metric
 from optimizer.similarity import total_similarity as total_similarity
 from optimizer.studies import Stage as Stage
 from optimizer.studies import Study as Study
-from optimizer.studies import load_study as load_study
-from optimizer.studies import new_study as new_study
 from optimizer.version import __version__ as __version__

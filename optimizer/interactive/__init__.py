@@ -4,6 +4,26 @@ This room is a front, like `cli`: it imports any other room, and none imports it
 """
 
 from optimizer.interactive.fits import Fit, fit
-from optimizer.interactive.functions import compare, merge, simplify_file, study_ceilings, verify
+from optimizer.interactive.functions import (
+    compare,
+    found_ceilings,
+    load_study,
+    merge,
+    new_study,
+    simplify_file,
+    study_ceilings,
+    verify,
+)
 
-__all__ = ["Fit", "compare", "fit", "merge", "simplify_file", "study_ceilings", "verify"]
+__all__ = [
+    "Fit",
+    "compare",
+    "fit",
+    "found_ceilings",
+    "load_study",
+    "merge",
+    "new_study",
+    "simplify_file",
+    "study_ceilings",
+    "verify",
+]

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from optimizer.analysis import found_ceilings
 from optimizer.choices import FormatName
 from optimizer.events import ProgressOption
 from optimizer.html import html_paragraphs, html_table
-from optimizer.interactive.functions import merge, model_folders
+from optimizer.interactive.functions import found_ceilings, load_study, merge
 from optimizer.interactive.progress import shown_progress
 from optimizer.interchange import export_recipe
 from optimizer.library import HashCache
@@ -22,7 +21,7 @@ from optimizer.reports.page import check_report_name, write_report
 from optimizer.search import PATIENCE, FitResult, SearchEvents, found_result
 from optimizer.search import fit as search
 from optimizer.similarity import total_similarity
-from optimizer.studies import Study, load_study
+from optimizer.studies import Study
 
 __all__ = ["Fit", "fit"]
 
@@ -104,11 +103,7 @@ class Fit(FitResult):
         path = self.study.outputs.report if output is None else Path(output)
         check_report_name(path)
         argument = self.study.argument
-        with shown_progress(wanted=progress is None) as display:
-            shown = progress if display is None else display.progress
-            ceilings, problems = found_ceilings(
-                argument, model_folders(folders), progress=shown, hashes=HashCache.of_user()
-            )
+        ceilings, problems = found_ceilings(argument, folders, progress=progress)
         today = datetime.now(UTC).astimezone().strftime("%Y-%m-%d")
         write_report(found_result(self.study), ceilings, problems, path, named=argument.name, date=today)
         return path
@@ -201,16 +196,17 @@ def fit(
     """
     hashes = hashes or HashCache.of_user()
     with shown_progress(wanted=progress and events is None) as display:
+        receiver = events or display
         if isinstance(study, Study):
             loaded = study
         else:
-            reading = display.progress if display is not None else None if events is None else events.progress
-            loaded = load_study(study, model_folders(folders), hashes=hashes, progress=reading)
+            reading: ProgressOption = False if receiver is None else receiver.progress
+            loaded = load_study(study, folders, hashes=hashes, progress=reading)
         if trials is not None:
             loaded = loaded.with_trials(trials)
         found = search(
             loaded, device=device, fresh=fresh, candidates=candidates, storage=storage, workers=workers,
-            patience=patience, check_hashes=check_hashes, events=events or display, hashes=hashes,
+            patience=patience, check_hashes=check_hashes, events=receiver, hashes=hashes,
         )  # fmt: skip
         if found.interrupted and display is not None:
             display.end(f"Interrupted: the best so far is in {found.study.outputs.best}; the same call continues.")

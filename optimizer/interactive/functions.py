@@ -1,22 +1,68 @@
-"""Long work from Python with a display of its progress, and with the commands' cache of hashes and folders."""
+"""Public functions with the defaults of the commands: progress is shown, hashes are kept, folders are searched."""
 
+import functools
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from optimizer import analysis, merging, similarity
+from optimizer import analysis, merging, similarity, studies
 from optimizer.environment import folders_of_environment
 from optimizer.errors import BlockfitWarning, InputError
-from optimizer.interactive.progress import showing_progress
-from optimizer.library import check_folders
+from optimizer.interactive.progress import shown_progress
+from optimizer.library import HashCache, check_folders
 
-__all__ = ["compare", "merge", "model_folders", "simplify_file", "study_ceilings", "verify"]
+__all__ = [
+    "as_commands",
+    "compare",
+    "found_ceilings",
+    "load_study",
+    "merge",
+    "model_folders",
+    "new_study",
+    "simplify_file",
+    "study_ceilings",
+    "verify",
+]
 
-compare = showing_progress(similarity.compare)
-merge = showing_progress(merging.merge)
-simplify_file = showing_progress(analysis.simplify_file)
-study_ceilings = showing_progress(analysis.study_ceilings)
-verify = showing_progress(analysis.verify)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def as_commands(function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function with the defaults of the commands for those of the parameters below that it has.
+
+    * `progress`: None shows the progress in a notebook or on a terminal.
+    * `hashes`: None stands for the cache that all commands share.
+    * `folders`: the folders of BLOCKFIT_MODELS follow those that the caller names.
+
+    Args:
+        function: The function.
+
+    Returns:
+        The function under the same name, with the same signature.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def adapted(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # raises the error with the function's name
+        given = bound.arguments
+        if "hashes" in signature.parameters and given.get("hashes") is None:
+            given["hashes"] = HashCache.of_user()
+        if "folders" in signature.parameters:
+            given["folders"] = model_folders(given.get("folders", ()))
+        shows = "progress" in signature.parameters and given.get("progress") is None
+        with shown_progress(wanted=shows) as display:
+            if display is not None:
+                given["progress"] = display.progress
+            return function(*bound.args, **bound.kwargs)
+
+    return adapted
 
 
 def model_folders(folders: Sequence[Path | str]) -> list[Path]:
@@ -38,3 +84,13 @@ def model_folders(folders: Sequence[Path | str]) -> list[Path]:
         else:
             found.append(folder)
     return found
+
+
+compare = as_commands(similarity.compare)
+found_ceilings = as_commands(analysis.found_ceilings)
+load_study = as_commands(studies.load_study)
+merge = as_commands(merging.merge)
+new_study = as_commands(studies.new_study)
+simplify_file = as_commands(analysis.simplify_file)
+study_ceilings = as_commands(analysis.study_ceilings)
+verify = as_commands(analysis.verify)

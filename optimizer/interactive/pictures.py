@@ -1,8 +1,8 @@
-"""Contact sheets that show their progress; apart from the other functions, since they need further libraries."""
+"""Contact sheets with the defaults of the commands; apart from other functions, since they need further libraries."""
 
 from optimizer import pictures
-from optimizer.interactive.progress import showing_progress
+from optimizer.interactive.functions import as_commands
 
 __all__ = ["preview"]
 
-preview = showing_progress(pictures.preview)
+preview = as_commands(pictures.preview)

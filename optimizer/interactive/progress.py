@@ -1,7 +1,5 @@
 """The progress of long work: a display in a notebook or on a terminal, updated in place."""
 
-import functools
-import inspect
 import sys
 import threading
 import time
@@ -9,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,12 +15,11 @@ from rich.text import Text
 
 from optimizer.bars import bar_updates, describe_amount, describe_seconds, progress_bars
 from optimizer.html import html_bar, html_paragraphs, html_table
-from optimizer.library import HashCache
 from optimizer.printable import printable
 from optimizer.reports import LiveFit, percent
 from optimizer.search import FitEvents, SearchEvents, SearchProgress, Trial
 
-__all__ = ["PROGRESS_OUTPUT", "showing_progress", "shown_progress"]
+__all__ = ["PROGRESS_OUTPUT", "shown_progress"]
 
 PROGRESS_OUTPUT = "blockfit_progress"
 """The key in the metadata of a notebook's output that holds a display of progress."""
@@ -32,9 +29,6 @@ _PATIENCE = 0.5
 _INTERVAL = 0.2
 # Rows of a notebook's table; the last searches have them.
 _ROWS = 8
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Display(SearchEvents, Protocol):
@@ -81,30 +75,6 @@ def shown_progress(*, wanted: bool = True) -> Iterator[Display | None]:
     with terminal.drawn():
         yield terminal
     terminal.say_last()
-
-
-def showing_progress(function: Callable[P, R]) -> Callable[P, R]:
-    """Return a function that shows its progress, unless the caller takes it, and that keeps hashes as the commands do.
-
-    Args:
-        function: A function with the keywords `progress` and, maybe, `hashes`.
-
-    Returns:
-        The function with a display in place of `progress=None`.
-    """
-    keeps_hashes = "hashes" in inspect.signature(function).parameters
-
-    @functools.wraps(function)
-    def shown(*args: P.args, **kwargs: P.kwargs) -> R:
-        options: dict[str, Any] = dict(kwargs)
-        if keeps_hashes and options.get("hashes") is None:
-            options["hashes"] = HashCache.of_user()
-        with shown_progress(wanted=options.get("progress") is None) as display:
-            if display is not None:
-                options["progress"] = display.progress
-            return function(*args, **options)
-
-    return shown
 
 
 def _in_notebook() -> bool:
