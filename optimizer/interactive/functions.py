@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from optimizer import analysis, merging, similarity, studies
+from optimizer import analysis, merging, similarity
 from optimizer.environment import folders_of_environment
 from optimizer.errors import BlockfitWarning, InputError
 from optimizer.interactive.progress import shown_progress
 from optimizer.library import HashCache, check_folders
+from optimizer.studies import load_study as read
+from optimizer.studies import new_study as write
 
 __all__ = [
     "as_commands",
@@ -88,9 +90,9 @@ def model_folders(folders: Sequence[Path | str]) -> list[Path]:
 
 compare = as_commands(similarity.compare)
 found_ceilings = as_commands(analysis.found_ceilings)
-load_study = as_commands(studies.load_study)
+load_study = as_commands(read)
 merge = as_commands(merging.merge)
-new_study = as_commands(studies.new_study)
+new_study = as_commands(write)
 simplify_file = as_commands(analysis.simplify_file)
 study_ceilings = as_commands(analysis.study_ceilings)
 verify = as_commands(analysis.verify)
