@@ -184,10 +184,12 @@ class Ceilings(tuple[Ceiling, ...]):
             return html_paragraphs(["no ceilings"])
         first = self[0]
         shown = "" if first.verdict is None else first.verdict._repr_html_()
+        # Before the first fit no recipe is known.
+        totals = {name: text for name, text in _TOTALS.items() if any(each.total[name] is not None for each in self)}
         rows = [
             (
                 f"{ceiling.metric}, mean of {len(ceiling.blocks)} blocks",
-                *("-" if (value := ceiling.total[name]) is None else f"{value:.4%}" for name in _TOTALS),
+                *("-" if (value := ceiling.total[name]) is None else f"{value:.4%}" for name in totals),
             )
             for ceiling in self
         ]
@@ -199,7 +201,7 @@ class Ceilings(tuple[Ceiling, ...]):
         more = [f"... and {left} more sources"] if left else []
         return (
             shown
-            + html_table(("similarity", *_TOTALS.values()), rows)
+            + html_table(("similarity", *totals.values()), rows)
             + html_table(("source", "coefficient", f"{first.metric} loses without it"), sources)
             + html_paragraphs(more)
         )

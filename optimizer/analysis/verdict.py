@@ -162,7 +162,8 @@ def judge(measured: Measured, recipe: Recipe, stages: Sequence[Stage], fitted: R
         names=names,
         sentences=(),
     )
-    warnings = tuple(_warnings(draft, evidence))
+    cosines = any(name != "explained" for stage in stages for name, _ in stage.measured)
+    warnings = tuple(_warnings(draft, evidence, cosines=cosines))
     if evidence.far:
         return replace(draft, warnings=warnings)
     elsewhere = "" if complete else _elsewhere(draft, evidence, metric, measured.layout, roundings)
@@ -319,8 +320,8 @@ def _why_not(found: SourceEvidence, floor: float) -> str:
     return f"{shown}, of no use to tensors that were not fitted on"
 
 
-def _warnings(verdict: Verdict, evidence: Evidence) -> Iterator[str]:
-    """Yield the sentences that must not be overlooked."""
+def _warnings(verdict: Verdict, evidence: Evidence, *, cosines: bool) -> Iterator[str]:
+    """Yield the sentences that must not be overlooked; `cosines` tells whether a stage is scored by one."""
     if evidence.far:
         yield (
             f"{verdict.target} is of another family than {verdict.base}: the difference between them is longer than "
@@ -338,7 +339,8 @@ def _warnings(verdict: Verdict, evidence: Evidence) -> Iterator[str]:
             f"All sources differ from {verdict.base} in the same direction (cosines of at least {evidence.common:.2f}):"
             " they were probably trained from another model. Name that one as base."
         )
-    if verdict.length is not None and abs(verdict.length - 1) > _LENGTH:
+    # A fit by `explained` sees the length: it is the best that the free alphas allow.
+    if cosines and verdict.length is not None and abs(verdict.length - 1) > _LENGTH:
         off = _off(verdict.length, "the recipe's difference", verdict.base, verdict.target)
         yield f"{off} Cosines do not see that; fit by explained."
 

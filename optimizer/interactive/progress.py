@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -177,13 +177,13 @@ class _NotebookDisplay:
             self._publish({"text/plain": "\n".join(map(printable, lines)), "text/html": html})
 
     def _publish(self, data: dict[str, str]) -> None:
-        from IPython.display import publish_display_data  # noqa: PLC0415  it may be absent elsewhere
-
         first = self._name is None
         self._name = self._name or uuid.uuid4().hex
         transient = {"display_id": self._name}
-        publish: Callable[..., None] = publish_display_data
-        publish(data, {PROGRESS_OUTPUT: True}, transient=transient, update=not first)
+        # IPython is loaded in every notebook; elsewhere it may be absent.
+        sys.modules["IPython"].display.publish_display_data(
+            data, {PROGRESS_OUTPUT: True}, transient=transient, update=not first
+        )
 
     def _running(self) -> tuple[list[str], str]:
         """Return what runs as lines of text and as HTML."""
