@@ -14,6 +14,10 @@ __all__ = ["bar_updates", "describe_amount", "describe_seconds", "progress_bars"
 # Files, tensors, pictures and steps are fewer; files with fewer bytes are done before anybody reads their number.
 _MOST_COUNTED = 100_000
 _UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+_BAR = 12  # letters
+# Letters of "100% 123.4 of 123.4 GB, 123 MB/s 0:12:34" with the spaces between.
+_FIGURES = 42
+_WIDE, _SHORTEST_TITLE = 72, 12
 # A rate over less time than this says nothing yet.
 _SHORTEST = 0.5
 
@@ -63,13 +67,16 @@ class _Amount(ProgressColumn):
 
 def progress_bars(console: Console, *, shown: bool) -> Progress:
     """Return progress bars for a console; without `shown` they stay invisible."""
+    bar = _BAR if console.width >= _WIDE else 0
+    # In a narrow window the description is shortened.
+    room = max(console.width - bar - _FIGURES, _SHORTEST_TITLE)
+    title = Column(no_wrap=True, overflow="ellipsis", max_width=room)
     columns = (
-        # In a narrow window the description is shortened first.
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-        BarColumn(bar_width=12),
+        TextColumn("{task.description}", markup=False, table_column=title),
+        *([BarColumn(bar_width=bar)] if bar else []),
         TextColumn("{task.percentage:>3.0f}%"),
         _Amount(table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(min_width=7)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
     )
     return Progress(*columns, console=console, transient=True, disable=not shown)
 

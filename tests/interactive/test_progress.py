@@ -1,7 +1,9 @@
 """Long work shows its progress in a notebook's cell or on a terminal, and can be interrupted there."""
 
+import io
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +13,9 @@ from pathlib import Path
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
+from rich.console import Console
 
-from optimizer.bars import describe_amount, describe_seconds
+from optimizer.bars import bar_updates, describe_amount, describe_seconds, progress_bars
 from optimizer.interactive.progress import PROGRESS_OUTPUT
 
 # Seconds that no busy machine needs.
@@ -208,3 +211,21 @@ def test_amounts_and_durations_in_words():
     assert [describe_seconds(seconds) for seconds in (3.21, 12.4, 59.6, 72, 7500)] == [
         *("3.2 s", "12 s", "1 min 0 s", "1 min 12 s", "2 h 5 min"),
     ]
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 120])
+def test_bars_fit_into_the_window(width):
+    """Whatever the window's width, amount and rate are whole, and the name is shortened."""
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    bars = progress_bars(console, shown=True)
+    update = bar_updates(bars)
+    name = "hashing " + "v1-5-pruned-emaonly" * 4
+    update(name, 0, 4_000_000_000)
+    bars.tasks[0].start_time = bars.get_time() - 10
+    update(name, 1_000_000_000, 4_000_000_000)
+
+    console.print(bars.get_renderable())
+
+    (line,) = console.file.getvalue().splitlines()
+    assert len(line) <= width
+    assert re.search(r"hashing v1.*…  *\S* *25% 1\.0 of 4\.0 GB, \d+ MB/s", line)
