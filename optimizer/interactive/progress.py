@@ -119,6 +119,7 @@ class _NotebookDisplay:
         self._name: str | None = None
         self._tasks: dict[str, _Task] = {}
         self._searches: dict[str, SearchProgress] = {}
+        self._new_trials = 0
         self._warnings: list[str] = []
         self._last: str | None = None
         self._lock = threading.RLock()
@@ -138,6 +139,7 @@ class _NotebookDisplay:
     def finished(self, progress: SearchProgress, trial: Trial, /) -> None:
         """Show the state of a search after a trial."""
         self._log.finished(progress, trial)
+        self._new_trials += 1
         self._show(progress)
 
     def warn(self, text: str, /) -> None:
@@ -215,6 +217,8 @@ class _NotebookDisplay:
         return [*self._warnings, *lines, seconds], html + html_paragraphs([seconds], muted=True)
 
     def _summary(self) -> str:
+        if self._searches and not self._new_trials:
+            return "nothing was left to do, every search has all its trials"
         if self._searches:
             trials = sum(search.done for search in self._searches.values())
             count = len(self._searches)

@@ -101,6 +101,22 @@ def test_a_fit_is_shown_in_place(kernel, folder):
     assert "<table>" not in shown[-1]["data"]["text/html"]
 
 
+def test_a_finished_fit_says_so(kernel, folder):
+    """A fit without a trial left says that, if it takes long enough to be shown."""
+    code = f"""
+blockfit.fit({str(folder)!r}, trials=4, progress=False)
+from optimizer.interactive import progress
+progress._PATIENCE, before = 0, progress._PATIENCE
+try:
+    blockfit.fit({str(folder)!r}, trials=4)
+finally:
+    progress._PATIENCE = before
+"""
+    *_, last = displays(kernel.run(code))
+
+    assert last["data"]["text/plain"].startswith("Done: nothing was left to do")
+
+
 def test_silence_can_be_asked_for(kernel, folder):
     """Without progress a cell shows nothing but what it returns."""
     messages = kernel.run(f"result = blockfit.fit({str(folder)!r}, trials=60, progress=False)")
