@@ -15,7 +15,7 @@ import warnings
 
 import pandas as pd
 
-from optimizer import (
+from blockfit import (
     alphas_frame,
     coefficients_frame,
     compare,
@@ -28,8 +28,6 @@ from optimizer import (
     new_recipe,
     new_study,
     preview,
-    similarity_frame,
-    sources_frame,
     study_ceilings,
     total_similarity,
 )
@@ -86,7 +84,8 @@ pd.Series(near).sort_values(ascending=False).to_frame("delta similarity").round(
 # `{"search": [0, 1]}` stands for one unknown number per block. This recipe is `bold`, plus the difference of `inverted`
 # from the base, plus the difference of `slanted` from the base. Is `inverted` in the target? The fit will show.
 #
-# A study consists of such a recipe, a target, and a folder for all files of the fit.
+# A study consists of such a recipe, a target, and a folder for all files of the fit. A recipe, a study and the results
+# below show themselves as the last line of a cell.
 
 # %%
 free = {"search": [0, 1]}
@@ -98,46 +97,39 @@ recipe = new_recipe(
     ],
 )
 study = new_study(recipe, target, folder="my-clone", trials=6)
+study
 
 # %% [markdown]
 # How good can *any* linear merge of these sources be? This is the **ceiling**, and it needs no search. If it is low, no
 # alpha will help: a source is missing. The measure is the share **explained**: how much of the squared difference
 # between target and base the merge accounts for. 0 % is the base itself, 100 % the target.
 #
-# `best` is the best value of your recipe's alphas, `ceiling` that of any merge. Here they are nearly the same, so the
-# recipe has the right form. Both are below 100 %, so a part of the target is not in these sources.
+# First comes the verdict in words. In the table, compare the best free alphas with any merge: they are nearly the same
+# here, so the recipe has the right form. Both are below 100 %, so a part of the target is not in these sources.
+#
+# How much of each source is in the target? The coefficient is its share by least squares. A source with a coefficient
+# near 0, without which the ceiling loses almost nothing, like `inverted` here, can be removed.
+# [Notebook 3](03-read-the-ceiling.ipynb) explains these figures in depth.
 
 # %%
-(reach,) = study_ceilings(study, "explained")
-for name in ("best", "ceiling"):
-    print(f"{name}: {reach.total[name]:.2%}")
-
-# %% [markdown]
-# How much of each source is in the target? `coefficient` is its share by least squares, `error` the share's error by
-# chance, and `loss` the fall of the ceiling without the source. A source with a coefficient near 0 and almost no loss,
-# like `inverted` here, can be removed. [Notebook 3](03-read-the-ceiling.ipynb) explains this table in depth.
-
-# %%
-sources_frame(reach)[["coefficient", "error", "loss"]].round(4)
+study_ceilings(study, "explained")
 
 # %% [markdown]
 # ## 4. Fit
 #
 # The fit finds values for the free alphas. Each trial proposes all 52 alphas at once and is scored from a few
 # coefficients; nothing is merged. For the share explained, the first trial is the exact optimum, so six trials suffice.
+# While a fit runs, its cell shows the trials, the best similarity so far and the time left. The stop button ends it
+# with the best so far.
+#
+# The result begins with the verdict again. Its table shows every step by every metric, before the step (its input A)
+# and after it. The fit maximised only `explained`. `delta` is the cosine of differences from section 2: it does not see
+# how far a merge goes. `weights` compares whole weights: it is always near 100 %, so it distinguishes little.
+# (`similarity_frame(result)` has these figures for every block.)
 
 # %%
 result = fit(study)
-print(f"explained: {result.similarity:.2%}")
-
-# %% [markdown]
-# The table shows every step by every metric, before the step (its input A) and after it. The fit maximised only
-# `explained`. `delta` is the cosine of differences from section 2: it does not see how far a merge goes. `weights`
-# compares whole weights: it is always near 100 %, so it distinguishes little.
-
-# %%
-percent = 100 * similarity_frame(result)
-percent[["total", "BASE", "IN05", "M00", "OUT03", "OUT11"]].round(2)
+result
 
 # %% [markdown]
 # The next plot shows the fitted alphas. `TEMP1` adds almost nothing of `inverted`, as the ceiling predicted. `TEMP2`
@@ -187,11 +179,12 @@ pd.DataFrame(
 # %% [markdown]
 # ## 6. Merge and compare
 #
-# `merge` computes the checkpoint in float32 from the sources themselves, and rounds it once, for any number of
-# steps. The second merge is a first try without a fit: half `bold`, half `slanted`.
+# `result.merge` computes the checkpoint in float32 from the sources themselves, and rounds it once, for any number of
+# steps. By default it merges the round numbers of `best.simple.yaml`; `simple=False` asks for the exact ones. `merge`
+# does the same for any recipe. Here it merges a first try without a fit: half `bold`, half `slanted`.
 
 # %%
-merge(result.recipe, study.sources, "clone.safetensors")
+result.merge("clone.safetensors", simple=False)
 half = new_recipe(files, steps=[{"name": "HALF", "mode": "weight_sum", "a": "bold", "b": "slanted", "alpha": 0.5}])
 merge(half, files, "half.safetensors")
 
@@ -230,8 +223,9 @@ sheet.sheet()
 # ## What you have now
 #
 # The folder `my-clone` has all results. `best.yaml` is the recipe with its numbers, the similarities and the hashes of
-# all files. `study.db` has every trial. `study.yaml` and `recipe.yaml` define the search, so the command line can
-# continue it (`blockfit status my-clone`, `blockfit fit my-clone`).
+# all files. `study.db` has every trial. `study.yaml` and `recipe.yaml` define the search, so `fit("my-clone")`
+# continues it tomorrow, and so does the command line (`blockfit status my-clone`, `blockfit fit my-clone`).
+# `result.report()` writes one page with everything, `result.export("supermerger")` returns the recipe for another tool.
 #
 # - [Stop, continue and extend a study](02-resume-and-extend.ipynb)
 # - [Read the ceiling](03-read-the-ceiling.ipynb)

@@ -11,14 +11,13 @@ import warnings
 
 import pandas as pd
 
-from optimizer import (
+from blockfit import (
     StudyError,
     alphas_frame,
     copy_family,
     export_recipe,
     fit,
     load_recipe,
-    load_study,
     new_recipe,
     new_study,
     simplify_file,
@@ -58,13 +57,13 @@ print(f"best of {len(result.searches[0].completed)} trials: {result.similarity:.
 print(f"{search.completed} of {search.budget} trials done")
 
 # %% [markdown]
-# Tomorrow, or after a restart, `load_study` finds everything in the folder, and `fit` continues where it stopped.
+# Tomorrow, or after a restart, `fit` takes the folder, finds everything there, and continues where it stopped.
 #
 # Look at the trial numbers: no trial is repeated or lost. With the same seed the result is the same as without a break.
 # The first trial is the exact optimum (`origin`), so no later trial is better: the others confirm it.
 
 # %%
-result = fit(load_study("outputs"))
+result = fit("outputs")
 trials_table(result)[["trial", "origin", "similarity"]].round(6)
 
 # %% [markdown]
@@ -119,8 +118,8 @@ print("others:   ", ", ".join(f"{similarity:.3%}" for similarity in spread.total
 # really differ, as `candidate-2.yaml` and `candidate-3.yaml`: the share of a source in a block differs by 0.05 or more.
 # Nothing is searched again.
 #
-# `loss` is the similarity lost against the best recipe. If a share differs by 0.06 and the loss is a few millionths,
-# this share is not known to two digits, even if the best recipe shows more.
+# `loss` is the similarity lost against the best recipe. Candidate 2 differs by nearly 0.09 and loses 0.00003: this
+# share is not known to two digits, even if the best recipe shows more.
 
 # %%
 result_attention = fit(by_attention, candidates=3)
@@ -132,8 +131,7 @@ pd.DataFrame(
 # ## A changed study is refused
 #
 # Trials that were scored on other files are never mixed with new ones. Here the same folder gets another target. The
-# message names the change and the ways out, and all trials are still there. (The command line's `--fresh` is
-# `fit(study, fresh=True)` in Python.)
+# message names the change and the ways out: `fit(other, fresh=True)`, or another folder. All trials are still there.
 
 # %%
 other = new_study(recipe, "demo/models/outline.safetensors", folder="outputs", trials=8)
@@ -209,12 +207,12 @@ pd.concat(both, axis=1).loc["OUT03":].round(6)
 # %% [markdown]
 # ## Export
 #
-# `export_recipe` returns the same recipe as a file's text for other tools: `supermerger` (formulas and presets),
-# `model-mixer`, `mecha`, `comfyui` (a workflow) and `mergekit`. The output below is the end of SuperMerger's text: the
-# presets, with 26 numbers for each step.
+# `result.export` returns the rounded recipe as a file's text for other tools: `supermerger` (formulas and presets),
+# `model-mixer`, `mecha`, `comfyui` (a workflow) and `mergekit`. `export_recipe` does it for any recipe. The output
+# below is the end of SuperMerger's text: the presets, with 26 numbers for each step.
 
 # %%
-text = export_recipe(simple.recipe, "supermerger")
+text = result_amber.export("supermerger")
 print(text[text.index("preset_name") :])
 
 # %% [markdown]

@@ -10,7 +10,7 @@
 # %%
 import pandas as pd
 
-from optimizer import (
+from blockfit import (
     ceiling_frame,
     coefficients_frame,
     compare,
@@ -57,8 +57,8 @@ table.loc[["BASE", "IN05", "M00", "OUT03", "OUT06", "OUT09", "OUT11", "total"]].
 # %% [markdown]
 # ## The missing part
 #
-# Shares refer to squares: 96.6 % explained means that 3.4 % of the target's squared difference from the base is in none
-# of the sources, which is 18 % of its *length*. Cosines hide this: the same merge has a `delta` of 98.3 %, and
+# Shares refer to squares: a ceiling of 96.7 % means that 3.3 % of the target's squared difference from the base is in
+# none of the sources, which is 18 % of its *length*. Cosines hide this: the fitted merge has a `delta` of 98.3 %, and
 # `weights` of 99.97 %.
 
 # %%

@@ -4,7 +4,7 @@
     python notebooks/execute.py 01-fit-a-clone --to /tmp   # one, written elsewhere
 
 Each notebook runs in an empty folder and in a kernel of this Python; registered kernels are not used. The .ipynb leaves
-out values that would differ in the next run: ids of cells, times, versions.
+out what would differ in the next run: ids of cells, times, versions, displays of progress.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+
+from optimizer.interactive.progress import PROGRESS_OUTPUT
 
 HERE = Path(__file__).resolve().parent
 SOURCES = sorted(HERE.glob("[0-9][0-9]-*.py"))
@@ -56,6 +58,9 @@ def executed(source: Path) -> nbformat.NotebookNode:
         )
         client.execute(env=environment, cleanup_kc=True)
     for cell in notebook.cells:
+        if "outputs" in cell:
+            # Progress is of one run: its times would differ in the next.
+            cell.outputs = [output for output in cell.outputs if PROGRESS_OUTPUT not in output.get("metadata", {})]
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if "image/png" in data:

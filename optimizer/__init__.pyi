@@ -1,14 +1,11 @@
 """Public names of `optimizer` and their modules, for editors, type checkers and `__init__.py`."""
 
 from optimizer.analysis import Ceiling as Ceiling
+from optimizer.analysis import Ceilings as Ceilings
 from optimizer.analysis import ConversionLoss as ConversionLoss
 from optimizer.analysis import Simplified as Simplified
 from optimizer.analysis import Verdict as Verdict
 from optimizer.analysis import conversion_loss as conversion_loss
-from optimizer.analysis import found_ceilings as found_ceilings
-from optimizer.analysis import simplify_file as simplify_file
-from optimizer.analysis import study_ceilings as study_ceilings
-from optimizer.analysis import verify as verify
 from optimizer.checkpoints import BaseSource as BaseSource
 from optimizer.checkpoints import TensorInfo as TensorInfo
 from optimizer.checkpoints import TensorSource as TensorSource
@@ -25,7 +22,16 @@ from optimizer.families import Layout as Layout
 from optimizer.families import load_layout as load_layout
 from optimizer.families import register_layout as register_layout
 from optimizer.interactive import Fit as Fit
+from optimizer.interactive import compare as compare
 from optimizer.interactive import fit as fit
+from optimizer.interactive import found_ceilings as found_ceilings
+from optimizer.interactive import load_study as load_study
+from optimizer.interactive import merge as merge
+from optimizer.interactive import new_study as new_study
+from optimizer.interactive import simplify_file as simplify_file
+from optimizer.interactive import study_ceilings as study_ceilings
+from optimizer.interactive import verify as verify
+from optimizer.interactive.pictures import preview as preview
 from optimizer.interchange import Approximation as Approximation
 from optimizer.interchange import approximate_recipe as approximate_recipe
 from optimizer.interchange import export_recipe as export_recipe
@@ -35,11 +41,9 @@ from optimizer.library import Inspection as Inspection
 from optimizer.library import default_cache_folder as default_cache_folder
 from optimizer.library import inspect_checkpoint as inspect_checkpoint
 from optimizer.merging import MergeOptions as MergeOptions
-from optimizer.merging import merge as merge
 from optimizer.merging import write_merge as write_merge
 from optimizer.pictures import Preview as Preview
 from optimizer.pictures import PreviewRequest as PreviewRequest
-from optimizer.pictures import preview as preview
 from optimizer.pictures import write_preview as write_preview
 from optimizer.recipes import Alpha as Alpha
 from optimizer.recipes import Free as Free
@@ -79,13 +83,10 @@ from optimizer.similarity import MetricOptions as MetricOptions
 from optimizer.similarity import Scorable as Scorable
 from optimizer.similarity import Statistics as Statistics
 from optimizer.similarity import build_metric as build_metric
-from optimizer.similarity import compare as compare
 from optimizer.similarity import measure_statistics as measure_statistics
 from optimizer.similarity import open_comparison as open_comparison
 from optimizer.similarity import register_metric as register_metric
 from optimizer.similarity import total_similarity as total_similarity
 from optimizer.studies import Stage as Stage
 from optimizer.studies import Study as Study
-from optimizer.studies import load_study as load_study
-from optimizer.studies import new_study as new_study
 from optimizer.version import __version__ as __version__

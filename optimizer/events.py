@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-__all__ = ["LOGGED", "CallbackEvents", "Events", "Progress"]
+__all__ = ["LOGGED", "CallbackEvents", "Events", "Progress", "ProgressOption"]
 
 Progress = Callable[[str, int, int], None]
+# Where None leaves the choice to the function, False asks for silence.
+ProgressOption = Progress | Literal[False] | None
 _logger = logging.getLogger("blockfit")
 # Silent unless the program that uses blockfit asks for its log: https://docs.python.org/3/howto/logging.html
 _logger.addHandler(logging.NullHandler())
@@ -17,7 +19,7 @@ class Events(Protocol):
     """Receiver of the progress and the warnings of long work."""
 
     def progress(self, what: str, done: int, total: int, /) -> None:
-        """Report that `done` of `total` units, mostly bytes, of `what` are finished."""
+        """Report that `done` of `total` units of `what` are finished: bytes, or a count of files, tensors or steps."""
         ...
 
     def warn(self, text: str, /) -> None:
@@ -41,8 +43,8 @@ class CallbackEvents:
     warn: Callable[[str], None] = _log_warning
 
     @classmethod
-    def of(cls, progress: Progress | None = None, warn: Callable[[str], None] | None = None) -> "CallbackEvents":
-        """Return events with these callbacks; None stands for Python's log."""
+    def of(cls, progress: ProgressOption = None, warn: Callable[[str], None] | None = None) -> "CallbackEvents":
+        """Return events with these callbacks; None or False stands for Python's log."""
         return cls(progress or _log_progress, warn or _log_warning)
 
 

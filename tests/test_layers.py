@@ -15,7 +15,12 @@ import optimizer
 PACKAGE = Path(optimizer.__file__).parent
 ROOT = PACKAGE.parent
 # Modules that every room may import.
-GROUND = frozenset({"choices", "errors", "events", "extras", "fonts", "html", "printable", "threads", "version"})
+GROUND = frozenset(
+    {
+        *("bars", "choices", "environment", "errors", "events", "extras", "fonts", "html", "printable", "threads"),
+        "version",
+    }
+)
 # A room may import rooms of the lines above its own, and none of its own line or below.
 ORDER = (
     {"files"},

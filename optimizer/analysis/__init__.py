@@ -1,6 +1,7 @@
 """Analyses that need no trial: exact optima, ceilings, simpler recipes and verified similarities."""
 
-from optimizer.analysis.ceiling import Ceiling, Identified, SourceShare, found_ceilings, study_ceilings
+from optimizer.analysis.ceiling import found_ceilings, study_ceilings
+from optimizer.analysis.ceiling_records import Ceiling, Ceilings, Identified, SourceShare
 from optimizer.analysis.conversion import ConversionLoss, conversion_loss
 from optimizer.analysis.exact import ExactOptimum, exact_optimum, keeping_point
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges
@@ -11,6 +12,7 @@ from optimizer.analysis.verifying import Verified, verify
 
 __all__ = [
     "Ceiling",
+    "Ceilings",
     "ConversionLoss",
     "ExactOptimum",
     "Identified",

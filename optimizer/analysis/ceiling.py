@@ -16,17 +16,23 @@ if 0 <= c_k <= 1.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from optimizer.analysis.ceiling_records import (
+    BlockCeiling,
+    Ceiling,
+    Ceilings,
+    Coefficient,
+    Identified,
+    SourceShare,
+)
 from optimizer.analysis.exact import exact_optimum
 from optimizer.analysis.linear import (
     RANK,
@@ -38,10 +44,9 @@ from optimizer.analysis.linear import (
 )
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges_of
 from optimizer.analysis.scored_spaces import scored_spaces
-from optimizer.analysis.verdict import Verdict, judge
+from optimizer.analysis.verdict import judge
 from optimizer.errors import InputError, StudyError
-from optimizer.events import Progress
-from optimizer.html import html_table
+from optimizer.events import ProgressOption
 from optimizer.library import HashCache, Library
 from optimizer.merging import check_noted_hashes
 from optimizer.recipes import Algebra, Recipe, Space
@@ -59,11 +64,6 @@ from optimizer.studies import OpenStudy, Study, best_recipe, open_study, read_st
 
 __all__ = [
     "CEILING_METRICS",
-    "BlockCeiling",
-    "Ceiling",
-    "Coefficient",
-    "Identified",
-    "SourceShare",
     "ceilings",
     "found_ceilings",
     "identify",
@@ -79,159 +79,8 @@ CEILING_METRICS: dict[str, tuple[str, ...]] = {
 }
 """Metrics that ceilings are computed for, by the word that the user gives."""
 
-# Sources in a table for notebooks.
-_MOST_SHOWN = 15
 # A bound may be too low by this much, since sums are rounded.
 _ROUNDING = 1e-12
-
-
-@dataclass(frozen=True)
-class BlockCeiling:
-    """The similarities of one block, in [-1, 1]: as fitted and at best.
-
-    `recipe` is that of the study's best recipe, None without one; `best` that of the best free alphas; `ceiling` that
-    of the best linear merge; `ceiling_bounded` that of the best linear merge whose coefficients, except the base's, are
-    in 0 to 1.
-
-    The scales are the factors on the merged difference (for `weights`: on the merged weights) that bring it nearest to
-    the target's. A cosine does not depend on them.
-    """
-
-    recipe: float | None
-    best: float
-    ceiling: float
-    ceiling_bounded: float
-    recipe_scale: float | None
-    best_scale: float
-
-    @property
-    def not_in_sources(self) -> float:
-        """Similarity that no linear merge of the sources reaches: 1 less the ceiling."""
-        return 1.0 - self.ceiling
-
-
-@dataclass(frozen=True)
-class Coefficient:
-    """The coefficient of a source in the target, with the jackknife's error, None for fewer than two tensors.
-
-    `coefficient` minimises |merged - target|. For `weighed`, tensors are weighted by how well the sources explain them;
-    if part of the target is in no source, that estimate is much closer to the true coefficient.
-    """
-
-    coefficient: float
-    error: float | None
-    weighed: float
-    weighed_error: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        return {
-            "coefficient": self.coefficient,
-            "error": self.error,
-            "weighed": self.weighed,
-            "weighed_error": self.weighed_error,
-        }
-
-
-@dataclass(frozen=True)
-class SourceShare(Coefficient):
-    """The coefficient of a source over all blocks and in each of `blocks`.
-
-    `loss` is the decrease of the total ceiling without the source.
-    """
-
-    loss: float
-    blocks: Mapping[str, Coefficient]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        blocks = {block: coefficient.as_dict() for block, coefficient in self.blocks.items()}
-        return {**super().as_dict(), "loss": self.loss, "blocks": blocks}
-
-
-@dataclass(frozen=True)
-class Identified:
-    """Number of independent directions in which the free alphas move the coefficients (`rank`), out of `alphas`.
-
-    `trade_off` are the free alphas that can change together without moving the coefficients; `idle` those without any
-    effect.
-    """
-
-    rank: int
-    alphas: int
-    trade_off: tuple[str, ...]
-    idle: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, repr=False)
-class Ceiling:
-    """The ceilings of all blocks under one metric; `note` lists caveats and is empty if there are none.
-
-    `unchanged` are the blocks in which the target equals the base, so that the metric has nothing to score. `narrow`
-    are the ranges of free alphas that exclude the best ones, computed for `explained` only. `verdict` is the same for
-    all metrics.
-    """
-
-    metric: str
-    blocks: Mapping[str, BlockCeiling]
-    sources: Mapping[str, SourceShare]
-    identified: Identified
-    note: str
-    unchanged: tuple[str, ...] = ()
-    narrow: tuple[NarrowRange, ...] = ()
-    verdict: Verdict | None = None
-
-    @property
-    def total(self) -> dict[str, float | None]:
-        """Means over the blocks, by the names `recipe`, `best`, `ceiling` and `ceiling_bounded`."""
-        totals: dict[str, float | None] = {}
-        for name in ("recipe", "best", "ceiling", "ceiling_bounded"):
-            values = {block: getattr(ceiling, name) for block, ceiling in self.blocks.items()}
-            totals[name] = None if None in values.values() or not values else total_similarity(values)
-        return totals
-
-    def __repr__(self) -> str:
-        """Return the verdict and the totals."""
-        texts = () if self.verdict is None else self.verdict.paragraphs
-        totals = ", ".join(f"{name} {value:.6f}" for name, value in self.total.items() if value is not None)
-        return "\n".join([*texts, f"{self.metric} over {len(self.blocks)} blocks: {totals}"])
-
-    def _repr_html_(self) -> str:
-        """Return the verdict and a table of the sources, for notebooks."""
-        texts = () if self.verdict is None else self.verdict.paragraphs
-        totals = ", ".join(f"{name} {value:.4%}" for name, value in self.total.items() if value is not None)
-        shown = list(self.sources.items())[:_MOST_SHOWN]
-        rows = [(name, f"{share.weighed:.4f}", f"{share.loss:.4%}") for name, share in shown]
-        header = ("source", "coefficient", "ceiling loses without")
-        return html_table(header, rows, [*texts, f"{self.metric}: {totals}"])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON."""
-        return {
-            "verdict": None if self.verdict is None else self.verdict.as_dict(),
-            "metric": self.metric,
-            "blocks": {
-                block: {
-                    "recipe": ceiling.recipe,
-                    "best": ceiling.best,
-                    "ceiling": ceiling.ceiling,
-                    "ceiling_bounded": ceiling.ceiling_bounded,
-                    "not_in_sources": ceiling.not_in_sources,
-                    "recipe_scale": ceiling.recipe_scale,
-                    "best_scale": ceiling.best_scale,
-                }
-                for block, ceiling in self.blocks.items()
-            }
-            | dict.fromkeys(self.unchanged),
-            "total": self.total,
-            "sources": {name: share.as_dict() for name, share in self.sources.items()},
-            "rank": self.identified.rank,
-            "alphas": self.identified.alphas,
-            "trade_off": list(self.identified.trade_off),
-            "idle": list(self.identified.idle),
-            "narrow_ranges": [narrow.as_dict() for narrow in self.narrow],
-            "note": self.note,
-        }
 
 
 def study_ceilings(
@@ -239,10 +88,10 @@ def study_ceilings(
     metric: str = "all",
     *,
     check_hashes: bool = True,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    device: torch.device | str = "auto",
+    progress: ProgressOption = None,
     hashes: HashCache | None = None,
-) -> tuple[Ceiling, ...]:
+) -> Ceilings:
     """Compute the best similarity that a study can reach, by one or several metrics.
 
         explained, *cosines = study_ceilings(study)
@@ -259,7 +108,7 @@ def study_ceilings(
             `delta` if the study has no base.
         check_hashes: Whether files must not contradict the SHA-256 noted in the recipe; only hashes in `hashes` are
             compared.
-        device: A torch device or auto, cpu (the default) or cuda.
+        device: A torch device, or auto (a GPU if one is available), cpu or cuda.
         progress: A callback for progress.
         hashes: A cache of hashes.
 
@@ -275,8 +124,8 @@ def _study_ceilings(
     metric: str = "all",
     *,
     check_hashes: bool = True,
-    device: torch.device | str | None = None,
-) -> tuple[Ceiling, ...]:
+    device: torch.device | str = "auto",
+) -> Ceilings:
     """Compute `study_ceilings` with the hashes of a library, which also receives the progress."""
     if metric not in CEILING_METRICS:
         raise InputError(f"received {metric!r}; must be one of {', '.join(CEILING_METRICS)}", field="metric")
@@ -293,7 +142,7 @@ def _study_ceilings(
         return ceilings(opened, fitted, metrics)
 
 
-def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = EXACT_METRICS) -> tuple[Ceiling, ...]:
+def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = EXACT_METRICS) -> Ceilings:
     """Compute the best similarity by each of `metrics`, on all blocks that the study's stages score.
 
     A block is scored on the result of the last step of its stage; if several stages score it, the last of them counts.
@@ -330,7 +179,7 @@ def ceilings(opened: OpenStudy, fitted: Recipe | None, metrics: Sequence[str] = 
         shares = source_shares(measured, name, tuple(ordered))
         kept = tuple(block for block in measured.layout.blocks if block in unchanged)
         results.append(Ceiling(name, ordered, shares, identified, note, kept, tuple(narrow), verdict))
-    return tuple(results)
+    return Ceilings(results)
 
 
 def identify(spaces: Sequence[tuple[Space, Sequence[str]]]) -> Identified:
@@ -483,10 +332,10 @@ def found_ceilings(
     path: Path | str,
     folders: Sequence[Path | str] = (),
     *,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    device: torch.device | str = "auto",
+    progress: ProgressOption = None,
     hashes: HashCache | None = None,
-) -> tuple[tuple[Ceiling, ...], tuple[str, ...]]:
+) -> tuple[Ceilings, tuple[str, ...]]:
     """Compute the ceilings of the study in a folder, or return the reasons why that is impossible.
 
         ceilings, problems = found_ceilings("my-study")
@@ -496,7 +345,7 @@ def found_ceilings(
     Args:
         path: The folder of the study.
         folders: Further folders to search for checkpoints.
-        device: A torch device or auto, cpu (the default) or cuda.
+        device: A torch device, or auto (a GPU if one is available), cpu or cuda.
         progress: A callback for progress.
         hashes: A cache of hashes.
 
@@ -512,4 +361,4 @@ def found_ceilings(
         study = read_study(path, library)
         return _study_ceilings(study, library, device=device), ()
     except InputError as error:
-        return (), error.problems
+        return Ceilings(), error.problems

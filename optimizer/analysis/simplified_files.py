@@ -19,7 +19,7 @@ from optimizer.analysis.simplifying import (
 )
 from optimizer.checkpoints import check_unchanged
 from optimizer.errors import InputError, RecipeError, attempt
-from optimizer.events import Progress
+from optimizer.events import ProgressOption
 from optimizer.files import check_output, named_file
 from optimizer.library import HashCache, Library, seen_from
 from optimizer.merging import check_noted_hashes, fits_hash, other_hash
@@ -80,9 +80,9 @@ def simplify_file(
     prompts: Path | None = None,
     folders: Sequence[Path] = (),
     check_hashes: bool = True,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "auto",
     hashes: HashCache | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Simplified:
     """Write a simpler recipe that explains nearly as much of the target as the recipe in `path` does.
@@ -109,7 +109,7 @@ def simplify_file(
         folders: Further folders to search for files.
         check_hashes: Whether files must have the SHA-256 noted in the recipe; for the target only if it is the noted
             one.
-        device: A torch device or auto, cpu (the default) or cuda.
+        device: A torch device or auto (a GPU if one is available), cpu or cuda.
         hashes: A cache of hashes.
         progress: A callback for progress.
         warn: A callback for warnings.
@@ -227,7 +227,7 @@ def _resolved(request: _Request, recipe: Recipe, library: Library) -> _Inputs:
     return _Inputs(recipe, searches, base, target, target_file, sources, beside, prompts, library)
 
 
-def _measured(request: _Request, inputs: _Inputs, device: torch.device | str | None) -> _Simplified:
+def _measured(request: _Request, inputs: _Inputs, device: torch.device | str) -> _Simplified:
     """Score and simplify the recipe; CheckpointError is raised for files that change or do not fit."""
     recipe, base, library = inputs.recipe, inputs.base, inputs.library
     with open_recipe_comparison(

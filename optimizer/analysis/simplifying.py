@@ -134,7 +134,7 @@ class Changes:
         return {name: (before.count(place), after.count(place)) for place, name in enumerate(names)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Simplified:
     """A simpler `recipe`, and the share that each block explained `before` and explains `after`.
 
@@ -153,6 +153,14 @@ class Simplified:
     totals: Mapping[str, tuple[float, float]]
     changes: Changes
     distinct: tuple[int, int]
+
+    def __repr__(self) -> str:
+        """Return the numbers saved and the similarity lost, then the recipe."""
+        before, after = self.distinct
+        explained = (
+            "" if math.isnan(self.explained[0]) else f"; explains {self.explained[1]:.4%} for {self.explained[0]:.4%}"
+        )
+        return f"rounded: {after} different numbers for {before}{explained}\n{self.recipe!r}"
 
     @property
     def explained(self) -> tuple[float, float]:

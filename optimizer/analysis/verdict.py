@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from markupsafe import Markup
 
 from optimizer.analysis.evidence import NOTHING, SIGMAS, Evidence, SourceEvidence
 from optimizer.analysis.linear import largest_share
 from optimizer.families import Layout
+from optimizer.html import html_paragraphs
 from optimizer.printable import printable
 from optimizer.recipes import Algebra, Recipe
 from optimizer.similarity import Compared, ExplainedMetric, Measured, build_metric, total_similarity
@@ -46,7 +48,7 @@ def percentage(share: float) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """The verdict on a study; shares are of `explained`, means over the scored blocks, in [-1, 1].
 
@@ -80,10 +82,14 @@ class Verdict:
     sentences: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
-    @property
-    def paragraphs(self) -> tuple[str, ...]:
-        """Warnings, then sentences, for a display with a line for each."""
-        return (*self.warnings, *self.sentences)
+    def __repr__(self) -> str:
+        """Return the warnings, then the sentences, a line for each."""
+        return "\n".join((*(f"ATTENTION: {warning}" for warning in self.warnings), *self.sentences))
+
+    def _repr_html_(self) -> str:
+        """Return the warnings, then the sentences, as paragraphs for notebooks."""
+        warnings = (Markup("<strong>Attention:</strong> {}").format(printable(warning)) for warning in self.warnings)
+        return html_paragraphs((*warnings, *self.sentences))
 
     @property
     def text(self) -> str:
@@ -156,7 +162,8 @@ def judge(measured: Measured, recipe: Recipe, stages: Sequence[Stage], fitted: R
         names=names,
         sentences=(),
     )
-    warnings = tuple(_warnings(draft, evidence))
+    cosines = any(name != "explained" for stage in stages for name, _ in stage.measured)
+    warnings = tuple(_warnings(draft, evidence, cosines=cosines))
     if evidence.far:
         return replace(draft, warnings=warnings)
     elsewhere = "" if complete else _elsewhere(draft, evidence, metric, measured.layout, roundings)
@@ -313,8 +320,8 @@ def _why_not(found: SourceEvidence, floor: float) -> str:
     return f"{shown}, of no use to tensors that were not fitted on"
 
 
-def _warnings(verdict: Verdict, evidence: Evidence) -> Iterator[str]:
-    """Yield the sentences that must not be overlooked."""
+def _warnings(verdict: Verdict, evidence: Evidence, *, cosines: bool) -> Iterator[str]:
+    """Yield the sentences that must not be overlooked; `cosines` tells whether a stage is scored by one."""
     if evidence.far:
         yield (
             f"{verdict.target} is of another family than {verdict.base}: the difference between them is longer than "
@@ -332,7 +339,8 @@ def _warnings(verdict: Verdict, evidence: Evidence) -> Iterator[str]:
             f"All sources differ from {verdict.base} in the same direction (cosines of at least {evidence.common:.2f}):"
             " they were probably trained from another model. Name that one as base."
         )
-    if verdict.length is not None and abs(verdict.length - 1) > _LENGTH:
+    # A fit by `explained` sees the length: it is the best that the free alphas allow.
+    if cosines and verdict.length is not None and abs(verdict.length - 1) > _LENGTH:
         off = _off(verdict.length, "the recipe's difference", verdict.base, verdict.target)
         yield f"{off} Cosines do not see that; fit by explained."
 

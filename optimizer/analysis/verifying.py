@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from optimizer.errors import RecipeError
-from optimizer.events import Progress
+from optimizer.events import ProgressOption
 from optimizer.families import Layout
 from optimizer.library import HashCache, Library
 from optimizer.merging import check_noted_hashes
@@ -76,8 +76,8 @@ def verify(
     base: str | None = None,
     check_hashes: bool = True,
     hashes: HashCache | None = None,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    device: torch.device | str = "auto",
+    progress: ProgressOption = None,
 ) -> tuple[Verified, ...]:
     """Measure the similarity of every step to a target, on the blocks and by the metric of the step's expectation.
 
@@ -94,7 +94,7 @@ def verify(
             model called base, or for `explained` the first model.
         check_hashes: Whether the files must have the SHA-256 noted in the recipe.
         hashes: A cache of hashes.
-        device: The device to measure on: a torch device or auto, cpu (the default) or cuda.
+        device: The device to measure on: a torch device, or auto (a GPU if one is available), cpu or cuda.
         progress: A callback for progress.
 
     Returns:

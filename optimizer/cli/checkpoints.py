@@ -231,11 +231,7 @@ def merge(
             dtypes[dtype], vae_file, embed_recipe=not no_recipe, check_hashes=not no_verify, named_in=recipe,
             date=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
-        write_merge(
-            loaded, paths, output, options, step=name, hashes=hash_cache(),
-            hashing=lambda file, done, total: progress(f"hashing {file}", done, total),
-            progress=lambda done, total: progress("merging", done, total),
-        )  # fmt: skip
+        write_merge(loaded, paths, output, options, step=name, hashes=hash_cache(), progress=progress)
     if as_json:
         with open_checkpoint(output) as written:
             print_json(

@@ -23,8 +23,8 @@ from optimizer.choices import (
     ShellName,
     words_of,
 )
-from optimizer.cli.environment import folders_of_environment
 from optimizer.cli.typer_internals import CompletedWord
+from optimizer.environment import folders_of_environment
 
 if TYPE_CHECKING:
     from optimizer.families import Layout

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.live import Live
 
+from optimizer.bars import bar_updates, progress_bars
 from optimizer.cli.application import State
 from optimizer.cli.flags import in_options
-from optimizer.cli.printing import bar_updates, make_console, progress_bars, shows_progress
+from optimizer.cli.printing import make_console, shows_progress
 from optimizer.printable import printable
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class TerminalEvents:
         self._log = log
         self.new_trials = 0
         self._console = make_console(stderr=True)
-        self._bars, self._table = progress_bars(self._console), LiveFit()
+        self._bars, self._table = progress_bars(self._console, shown=shows_progress(self._console)), LiveFit()
         self._update = bar_updates(self._bars)
 
     def progress(self, what: str, done: int, total: int, /) -> None:

@@ -9,8 +9,8 @@ import typer
 from optimizer.choices import DeviceName, MetricName, listed
 from optimizer.cli import completing
 from optimizer.cli.application import MAPPINGS, Quiet, State
-from optimizer.cli.environment import folders_of_environment
 from optimizer.cli.printing import say_warning
+from optimizer.environment import folders_of_environment
 from optimizer.errors import InputError, attempt
 from optimizer.events import Progress
 from optimizer.extras import require
@@ -224,9 +224,9 @@ def checkpoint_finder(models: list[Path] | None, progress: Progress | None = Non
 
 def hash_cache() -> "HashCache":
     """Return the cache of checkpoint hashes in the user's cache folder."""
-    from optimizer.library import HashCache, default_cache_folder
+    from optimizer.library import HashCache
 
-    return HashCache(default_cache_folder() / "hashes.json")
+    return HashCache.of_user()
 
 
 def chosen_device(name: str) -> "torch.device":

@@ -111,8 +111,8 @@ def preview(
     _check_guidance(guidance)
     with reading() as progress:
         request = PreviewRequest(
-            target, tuple(candidates), tuple(prompts), tuple(seeds or [0]), steps, guidance, negative, encoder_from,
-            vae_from, with_sources=not no_sources, check_hashes=not no_verify,
+            target, tuple(candidates), tuple(prompts), tuple(seeds or PreviewRequest.seeds), steps, guidance,
+            negative, encoder_from, vae_from, with_sources=not no_sources, check_hashes=not no_verify,
         )  # fmt: skip
         found = write_preview(
             request, output, folders=model_folders(models), hashes=hash_cache(), device=chosen_device(device),

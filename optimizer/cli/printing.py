@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
 from rich.text import Text
 
+from optimizer.bars import bar_updates, progress_bars
 from optimizer.cli.application import State
 from optimizer.cli.flags import in_options
 from optimizer.errors import BlockfitWarning
@@ -22,12 +21,10 @@ if TYPE_CHECKING:
     from optimizer.analysis import Verdict
 
 __all__ = [
-    "bar_updates",
     "counted",
     "make_console",
     "message",
     "print_json",
-    "progress_bars",
     "reading",
     "say",
     "say_problem",
@@ -105,38 +102,13 @@ def warnings_as_lines() -> Iterator[None]:
 def reading() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback that shows the progress of file work on stderr, if that is a terminal."""
     console = make_console(stderr=True)
-    with progress_bars(console) as bars:
+    with progress_bars(console, shown=shows_progress(console)) as bars:
         yield bar_updates(bars)
-
-
-def bar_updates(bars: Progress) -> Callable[[str, int, int], None]:
-    """Return a progress callback that adds a bar for each new task and hides it when it is full."""
-    tasks: dict[str, TaskID] = {}
-
-    def update(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bars.add_task(printable(what), total=None)
-        bars.update(tasks[what], completed=done, total=total, visible=done < total)
-
-    return update
 
 
 def shows_progress(console: Console) -> bool:
     """Return whether to show progress: only on a terminal, and not with --quiet."""
     return console.is_terminal and not State.quiet
-
-
-def progress_bars(console: Console) -> Progress:
-    """Return progress bars for a console, disabled if that shows no progress."""
-    columns = (
-        # In a narrow window the description is shortened first.
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
-        BarColumn(bar_width=12),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(table_column=Column(min_width=7)),
-        TimeRemainingColumn(table_column=Column(min_width=7)),
-    )
-    return Progress(*columns, console=console, transient=True, disable=not shows_progress(console))
 
 
 def say_verdict(verdict: "Verdict") -> None:

@@ -37,6 +37,11 @@ class HashCache:
     def __init__(self, file: Path) -> None:
         self.file = Path(file)
 
+    @classmethod
+    def of_user(cls) -> "HashCache":
+        """Return the cache in `default_cache_folder`, which all commands share."""
+        return cls(default_cache_folder() / "hashes.json")
+
     def look_up(self, path: Path, kind: str, state: dict[str, int] | None = None) -> str | None:
         """Return the cached hash of a file.
 

@@ -22,11 +22,15 @@ from optimizer.checkpoints import (
 from optimizer.families import Layout
 from optimizer.library.fingerprints import HashCache, fingerprint, sha256, short_hash
 from optimizer.library.provenance import Provenance, parsed, read_provenance
+from optimizer.printable import printable
 
 __all__ = ["Inspection", "inspect_checkpoint"]
 
+# Dtypes and oddities that are shown.
+_MOST_LISTED = 12
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """The contents of one checkpoint.
 
@@ -63,6 +67,15 @@ class Inspection:
     metadata: Mapping[str, Any]
     merge: Provenance | None
     unusual: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        """Return the kind, the size, the tensors and the hash, then a line for each of the first oddities."""
+        kind = "of an unknown kind" if self.kind is None else self.kind.title
+        dtypes = ", ".join(f"{count} {dtype}" for dtype, count in list(self.dtypes.items())[:_MOST_LISTED])
+        lines = [f"{self.file}: {kind}, {self.size / 1e6:,.1f} MB, {self.tensors} tensors ({dtypes})"]
+        lines += [f"  sha256 {self.sha256}"] if self.sha256 else []
+        lines += [f"  {text}" for text in self.unusual[:_MOST_LISTED]]
+        return "\n".join(map(printable, lines))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name as JSON values."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from optimizer.checkpoints import TensorSource
 from optimizer.errors import BlockfitWarning, CheckpointError
-from optimizer.events import LOGGED, CallbackEvents, Events, Progress
+from optimizer.events import LOGGED, CallbackEvents, Events, ProgressOption
 from optimizer.library.fingerprints import HashCache, fingerprint, legacy_hash, sha256, short_hash
 from optimizer.library.locations import (
     all_named,
@@ -46,7 +46,7 @@ class Library:
 
     @classmethod
     def of(
-        cls, folders: Iterable[Path | str] = (), hash_cache: HashCache | None = None, progress: Progress | None = None
+        cls, folders: Iterable[Path | str] = (), hash_cache: HashCache | None = None, progress: ProgressOption = None
     ) -> "Library":
         """Return the library of these folders, which reports to `progress` if given."""
         return cls(tuple(map(Path, folders)), hash_cache, CallbackEvents.of(progress))

@@ -4,7 +4,7 @@ Each output tensor is computed directly from the sources in float32 and rounded 
 of half-precision files would round at every step.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from optimizer.checkpoints import (
     without_vae,
 )
 from optimizer.errors import CheckpointError
-from optimizer.events import Progress
+from optimizer.events import Events, ProgressOption
 from optimizer.files import check_output
 from optimizer.library import HashCache, Library
 from optimizer.merging.combining import MergedTensor, WeightedSum, write_merged
@@ -69,16 +69,15 @@ def merge(
     output: Path | str,
     *,
     step: str | None = None,
-    dtype: torch.dtype = torch.float16,
-    vae: Path | str | None = None,
-    embed_recipe: bool = True,
-    check_hashes: bool = True,
-    named_in: Path | str = "recipe",
-    date: str | None = None,
+    dtype: torch.dtype = MergeOptions.dtype,
+    vae: Path | str | None = MergeOptions.vae,
+    embed_recipe: bool = MergeOptions.embed_recipe,
+    check_hashes: bool = MergeOptions.check_hashes,
+    named_in: Path | str = MergeOptions.named_in,
+    date: str | None = MergeOptions.date,
     hashes: HashCache | None = None,
-    hashing: Progress | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    threads: int | None = None,
+    progress: ProgressOption = None,
+    threads: int | None = MergeOptions.threads,
 ) -> None:
     """Write the result of `step` (default: the recipe's output) to the .safetensors file `output`.
 
@@ -98,7 +97,6 @@ def merge(
         named_in: See `MergeOptions`.
         date: See `MergeOptions`.
         hashes: A cache of the files' hashes.
-        hashing: See `write_merge`.
         progress: See `write_merge`.
         threads: See `MergeOptions`.
 
@@ -106,7 +104,7 @@ def merge(
     options = MergeOptions(
         dtype, None if vae is None else Path(vae), embed_recipe, check_hashes, named_in, date, threads
     )
-    write_merge(recipe, paths, output, options, step=step, hashes=hashes, hashing=hashing, progress=progress)
+    write_merge(recipe, paths, output, options, step=step, hashes=hashes, progress=progress)
 
 
 def write_merge(
@@ -117,8 +115,7 @@ def write_merge(
     *,
     step: str | None = None,
     hashes: HashCache | None = None,
-    hashing: Progress | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressOption = None,
 ) -> None:
     """Write the result of `step` (default: the recipe's output) to the .safetensors file `output`.
 
@@ -145,11 +142,11 @@ def write_merge(
         options: Precision, checks and metadata.
         step: The step to merge. Default: the recipe's output.
         hashes: A cache of the files' hashes. Missing hashes are computed and stored, which reads the files once more.
-        hashing: Called with a file's name, the bytes hashed and their total.
-        progress: Called after each tensor with the bytes written and their total.
+        progress: Called as progress(activity, done, total) with bytes, while files are hashed and after each tensor
+            written.
 
     """
-    library = Library.of((), hashes, hashing)
+    library = Library.of((), hashes, progress)
     if options.vae is not None:
         recipe = replace(recipe, vae=None)
     name = recipe.step(step or recipe.output).name
@@ -163,7 +160,7 @@ def write_merge(
         opened = {source: stack.enter_context(as_source(given[source], layout=recipe.layout)) for source in sources}
         digests = None
         if options.check_hashes:
-            digests = check_noted_hashes(recipe.models, files, library, named_in=options.named_in, title="{}")
+            digests = check_noted_hashes(recipe.models, files, library, named_in=options.named_in)
         opened, vae = _with_vae(stack, recipe, opened, options.vae)
         plan = _planned(recipe, name, opened, vae, options.dtype)
         metadata = merge_metadata(
@@ -171,7 +168,7 @@ def write_merge(
             date=options.date, embed_recipe=options.embed_recipe, digests=digests,
         )  # fmt: skip
         used = [*opened.values(), *([] if vae is None else [vae])]
-        _write(plan, used, output, metadata, options, progress)
+        _write(plan, used, output, metadata, options, library.events)
 
 
 def _with_vae(
@@ -205,7 +202,7 @@ def _write(
     output: Path,
     metadata: Mapping[str, str],
     options: MergeOptions,
-    progress: Callable[[int, int], None] | None,
+    events: Events,
 ) -> None:
     """Write the planned output; it replaces an existing file only when it is complete."""
     sizes = {spec.name: spec.nbytes for spec in plan.specs}
@@ -214,8 +211,7 @@ def _write(
     def count(tensor: str) -> None:
         nonlocal written
         written += sizes[tensor]
-        if progress is not None:
-            progress(written, total)
+        events.progress(f"merging {output.name}", written, total)
 
     zeros = ZeroTensors()
     with safetensors_writer(output, plan.specs, metadata) as file:

@@ -70,7 +70,7 @@ def merge_metadata(
         return metadata
 
     def digest(source: TensorSource) -> str | None:
-        return None if source.path is None else library.sha256(source.path, source.name)
+        return None if source.path is None else library.sha256(source.path)
 
     found = {name: (digests or {}).get(name) or digest(source) for name, source in sources.items()}
     # The recipe's own hash may be that of another file, or only its first digits.

@@ -20,7 +20,6 @@ def check_noted_hashes(
     library: Library,
     *,
     named_in: Path | str = "recipe",
-    title: str = "hashing {}",
     known: bool = False,
 ) -> dict[str, str]:
     """Check the files of models for which the recipe notes a sha256.
@@ -30,7 +29,6 @@ def check_noted_hashes(
         paths: The files, by the models' names.
         library: The library with the files' hashes. Missing hashes are computed and stored, in about 1.5 s for 2 GB.
         named_in: The recipe, for messages.
-        title: The title of the progress while a file is read; {} stands for the file's name.
         known: Check only files whose hashes are in the cache.
 
     Returns:
@@ -55,7 +53,7 @@ def check_noted_hashes(
         digest = library.known_sha256(path)
         if digest is None and not known:
             try:
-                digest = library.sha256(path, title.format(path.name))
+                digest = library.sha256(path)
             except CheckpointError as error:
                 problems += (f"{where}: {problem}" for problem in error.problems)
         if digest is not None:

@@ -15,7 +15,7 @@ from PIL import Image
 from optimizer.checkpoints import open_checkpoint, open_vae, pipeline_of, readable_encoder_of
 from optimizer.choices import PictureRole
 from optimizer.errors import CheckpointError, InputError, RecipeError, attempt
-from optimizer.events import CallbackEvents, Events, Progress
+from optimizer.events import CallbackEvents, Events, ProgressOption
 from optimizer.extras import require
 from optimizer.families import load_tokenizer
 from optimizer.files import atomic_path, check_output, temporary_folder
@@ -32,6 +32,7 @@ from optimizer.pictures.opening import (
 )
 from optimizer.pictures.sheets import contact_sheet
 from optimizer.recipes import Recipe, folders_of, load_recipe
+from optimizer.similarity import chosen_device
 
 __all__ = ["Preview", "PreviewColumn", "PreviewRequest", "draw_preview", "preview", "write_preview"]
 
@@ -205,18 +206,18 @@ def preview(
     output: Path | str,
     *,
     prompts: Sequence[str],
-    seeds: Sequence[int] = (0,),
-    steps: int = 20,
-    guidance: float | None = None,
-    negative: str = "",
-    encoder_from: Path | str | None = None,
-    vae_from: Path | str | None = None,
-    with_sources: bool = True,
+    seeds: Sequence[int] = PreviewRequest.seeds,
+    steps: int = PreviewRequest.steps,
+    guidance: float | None = PreviewRequest.guidance,
+    negative: str = PreviewRequest.negative,
+    encoder_from: Path | str | None = PreviewRequest.encoder_from,
+    vae_from: Path | str | None = PreviewRequest.vae_from,
+    with_sources: bool = PreviewRequest.with_sources,
     folders: Sequence[Path] = (),
-    check_hashes: bool = True,
+    check_hashes: bool = PreviewRequest.check_hashes,
     hashes: HashCache | None = None,
-    device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    device: str | torch.device = "auto",
+    progress: ProgressOption = None,
     warn: Callable[[str], None] | None = None,
 ) -> Preview:
     """Draw a target, candidates and their sources from the same noise, and write the contact sheet `output`, a .png.
@@ -262,8 +263,8 @@ def write_preview(
     *,
     folders: Sequence[Path] = (),
     hashes: HashCache | None = None,
-    device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    device: str | torch.device = "auto",
+    progress: ProgressOption = None,
     warn: Callable[[str], None] | None = None,
 ) -> Preview:
     """Draw the requested files from the same noise, and write the contact sheet `output`, a .png.
@@ -277,7 +278,7 @@ def write_preview(
         output: The .png to write.
         folders: Further folders in which to look for files and for the models of recipes.
         hashes: A cache of the files' hashes, for files that are named by hash.
-        device: The torch device for drawing.
+        device: The torch device for drawing, or its name: auto (a GPU if one is available), cpu, cuda.
         progress: Called with a title, the steps done and their total.
         warn: Called with a line for each prompt that is longer than the text encoder's limit.
 
@@ -313,8 +314,8 @@ def draw_preview(
     *,
     folders: Sequence[Path] = (),
     hashes: HashCache | None = None,
-    device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    device: str | torch.device = "auto",
+    progress: ProgressOption = None,
     warn: Callable[[str], None] | None = None,
 ) -> Preview:
     """Draw the requested files from the same noise, without a contact sheet.
@@ -343,7 +344,7 @@ def draw_preview(
 def _draw_preview(request: PreviewRequest, library: Library, scratch: Path, device: str | torch.device) -> Preview:
     """Plan, check and draw the requested files."""
     plan = _plan(request, library)
-    return _draw_all(plan, _settings(request, plan, device, library.events), scratch, library.events)
+    return _draw_all(plan, _settings(request, plan, chosen_device(device), library.events), scratch, library.events)
 
 
 @dataclass(frozen=True)
@@ -355,11 +356,11 @@ class _Settings:
     steps: int
     guidance: float
     negative: str
-    device: str | torch.device
+    device: torch.device
     tokenizer: Any
 
 
-def _settings(request: PreviewRequest, plan: "_Plan", device: str | torch.device, events: Events) -> _Settings:
+def _settings(request: PreviewRequest, plan: "_Plan", device: torch.device, events: Events) -> _Settings:
     """Return the settings of all columns, or raise InputError for a number of steps that `check_steps` refuses."""
     attempt(lambda: check_steps(open_scheduler(plan.configuration), request.steps), field="steps")
     with quietly():
@@ -413,7 +414,10 @@ class _Entry:
         if recipe is None:
             yield self.path
             return
-        merging = partial(events.progress, f"merging {self.name}")
+
+        def merging(_: str, done: int, total: int) -> None:
+            events.progress(f"merging {self.name}", done, total)
+
         with temporary_folder(scratch) as folder:
             merged = folder / "merged.safetensors"
             attempt(

@@ -7,6 +7,7 @@ import difflib
 import graphlib
 import heapq
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ MOST_STEPS = 2000  # in a recipe; real ones have tens
 _MOST_MODELS = 5000
 _LONGEST_NAME = 500  # characters
 _MOST_PLACES = 12  # listed places of an undefined name
+# Models and lines of a recipe that are shown.
+_MOST_NAMED, _MOST_LINES = 12, 18
 _MOST_GUESSES = 20  # unknown names with a suggestion; each is compared with all names
 
 
@@ -112,6 +115,18 @@ class Alpha:
                 return free.starting_value
         return self.values.get(block, 0.0)
 
+    def describe(self, layout: Layout) -> str:
+        """Return the number, or the least and the greatest one, and the ranges of free alphas with their blocks."""
+        fixed = [block for block in layout.blocks if not any(block in free.blocks for free in self.free)]
+        numbers = sorted({self.at(block) for block in fixed})
+        ranges = [
+            f"{free.low:g} to {free.high:g} (free) on {layout.describe_blocks(free.blocks)}" for free in self.free
+        ]
+        if not numbers or (ranges and numbers == [0.0]):
+            return " and ".join(ranges)
+        ends = f"{numbers[0]:.6g}" if len(numbers) == 1 else f"{numbers[0]:.6g} to {numbers[-1]:.6g}"
+        return " and ".join([ends, *ranges])
+
     def filled(self, values: Mapping[str, float]) -> "Alpha":
         """Return the alpha with the blocks in `values` fixed at these numbers."""
         left = tuple(
@@ -181,6 +196,11 @@ class Step:
         """The alphas that the mode uses, by name."""
         return {name: getattr(self, name) for name in MODES[self.mode].alphas}
 
+    def describe(self, layout: Layout) -> str:
+        """Return the step as a line: "TEMP1 = bold + (inverted - base) x alpha, alpha 0 to 0.05"."""
+        formula = re.sub(r"\b[ABC]\b", lambda letter: self.inputs[letter[0].lower()], MODES[self.mode].formula)
+        return ", ".join([f"{self.name} = {formula}", *(f"{n} {a.describe(layout)}" for n, a in self.alphas.items())])
+
     def problems(self) -> list[str]:
         """Return a line for each problem of the step by itself."""
         if self.mode not in MODES:
@@ -198,7 +218,7 @@ class Step:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """Named sources and the steps that combine them.
 
@@ -226,6 +246,15 @@ class Recipe:
     mapping: str = ""
     fitted: Fitted | None = None
     vae: str | None = None
+
+    def __repr__(self) -> str:
+        """Return the models and a line for each step, at most 20 lines."""
+        models = list(self.models)
+        named = ", ".join(models[:_MOST_NAMED]) + (", ..." if len(models) > _MOST_NAMED else "")
+        lines = [f"recipe {self.name} ({self.layout.name}) of {len(models)} models: {named}"]
+        lines += [f"  {step.describe(self.layout)}" for step in self.steps[:_MOST_LINES]]
+        left = len(self.steps) - _MOST_LINES
+        return "\n".join([*lines, f"  ... and {left} more steps"] if left > 0 else lines)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mapping", self.mapping or self.layout.default_mapping)

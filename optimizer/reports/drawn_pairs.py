@@ -11,7 +11,7 @@ import pydantic
 import torch
 
 from optimizer.errors import InputError
-from optimizer.events import CallbackEvents, Progress
+from optimizer.events import CallbackEvents, ProgressOption
 from optimizer.files import read_text, replace_text, temporary_folder
 from optimizer.interchange import write_notation
 from optimizer.library import HashCache, Library
@@ -113,10 +113,10 @@ def draw_pairs(
     prompts: Sequence[str],
     seeds: Sequence[int] = (0,),
     *,
-    folders: Sequence[Path] = (),
+    folders: Sequence[Path | str] = (),
     hashes: HashCache | None = None,
-    device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    device: str | torch.device = "auto",
+    progress: ProgressOption = None,
     warn: Callable[[str], None] | None = None,
 ) -> None:
     """Draw a study's target and its best recipe from the same noise, and store the pictures in its folder.
@@ -142,14 +142,15 @@ def draw_pairs(
     outputs = study.outputs
     if not outputs.best.is_file():
         raise InputError(f"{outputs.best}: not there yet, so there is no clone to draw; fit the study first")
-    library = Library(tuple(folders), hashes, CallbackEvents.of(progress, warn))
+    places = tuple(map(Path, folders))
+    library = Library(places, hashes, CallbackEvents.of(progress, warn))
     target = library.find(study.target_file, study.folder)
     if target is None:
         raise InputError(f"target: {library.not_found(study.target_file, study.folder)}")
     request = PreviewRequest(target, (outputs.best,), tuple(prompts), tuple(seeds), with_sources=False)
     with temporary_folder(outputs.path) as scratch:
         found = draw_preview(
-            request, scratch, folders=folders, hashes=hashes, device=device, progress=progress, warn=warn
+            request, scratch, folders=places, hashes=hashes, device=device, progress=progress, warn=warn
         )
     _keep(found, found.others[0], outputs)
 

@@ -32,7 +32,7 @@ _Stop = KeyboardInterrupt | Exception
 def fit(
     study: Study,
     *,
-    device: torch.device | str | None = None,
+    device: torch.device | str = "auto",
     fresh: bool = False,
     candidates: int = 1,
     storage: str | None = None,
@@ -59,8 +59,7 @@ def fit(
 
     Args:
         study: The study, from `load_study` or `new_study`.
-        device: The device that computes similarities, or its name: auto (a GPU if one is available), cpu, cuda; by
-            default the CPU.
+        device: The device that computes similarities, or its name: auto (a GPU if one is available), cpu, cuda.
         fresh: Whether to set earlier trials aside.
         candidates: The number of different recipes to write: best.yaml, candidate-2.yaml and so on. Candidates of an
             earlier fit are always removed.

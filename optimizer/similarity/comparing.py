@@ -8,7 +8,7 @@ import torch
 
 from optimizer.checkpoints import TensorSource, as_source, unfit
 from optimizer.errors import CheckpointError, InputError, attempt
-from optimizer.events import CallbackEvents, Progress
+from optimizer.events import CallbackEvents, ProgressOption
 from optimizer.families import Layout
 from optimizer.recipes import warn_of_compared
 from optimizer.similarity.attention import AttentionOptions
@@ -75,8 +75,8 @@ def compare(
     seed: int = 114514,
     prompts: tuple[str, ...] | None = None,
     clip_skip: int | None = None,
-    device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    device: torch.device | str = "auto",
+    progress: ProgressOption = None,
 ) -> Compared:
     """Return the similarities of one checkpoint to a target, block by block.
 
@@ -94,7 +94,7 @@ def compare(
         seed: Seed of attention's random inputs.
         prompts: Prompts of the encoder metric. Default: those that come with the target's layout.
         clip_skip: Layer of the text encoder that the encoder metric reads, counted from the last. Default: 1.
-        device: Device of the metric, or its name: auto, cpu (default) or cuda.
+        device: Device of the metric, or its name: auto (a GPU if one is available), cpu or cuda.
         progress: Called as progress(stage, done, total).
 
     Returns:

@@ -69,6 +69,12 @@ class Comparison:
         """Checkpoint that differences are taken from for accuracy: the base, or the first source."""
         return self.base if self.base is not None else next(iter(self.sources.values()))
 
+    def number_bytes(self, part: Part) -> int:
+        """Return how many bytes one number of a part takes in all checkpoints together; a file counts once."""
+        checkpoints = (*self.sources.values(), self.target, self.reference)
+        held = {each.path or id(each): each.tensors[part.name] for each in checkpoints if part.held_by(each)}
+        return sum(info.dtype.itemsize for info in held.values())
+
     def with_options(self, options: Options) -> "Comparison":
         """Return the same checkpoints with these options of the metrics."""
         return replace(self, options=options)

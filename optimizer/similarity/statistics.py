@@ -158,7 +158,8 @@ def _grams_on_cpu(comparison: Comparison, parts: Sequence[Part], threads: int | 
     segments = [segment for row, part in enumerate(parts) for segment in _segments(row, part)]
     count = len(comparison.sources) + 2
     grams = torch.zeros(len(parts), count, count, dtype=torch.float64)
-    total, done = sum(segment.stop - segment.start for segment in segments), 0
+    widths = [comparison.number_bytes(part) for part in parts]
+    total, done = sum((segment.stop - segment.start) * widths[segment.row] for segment in segments), 0
     local = threading.local()
     of_caller = torch.get_num_threads()
     opened: list[_Pass] = []
@@ -181,7 +182,7 @@ def _grams_on_cpu(comparison: Comparison, parts: Sequence[Part], threads: int | 
                 # In the order of the segments, not of the threads, so that sums do not depend on the threads.
                 for segment, gram in zip(segments, pool.map(measure, segments), strict=True):
                     grams[segment.row] += gram
-                    done += segment.stop - segment.start
+                    done += (segment.stop - segment.start) * widths[segment.row]
                     comparison.events.progress("reading the checkpoints", done, total)
             finally:
                 pool.shutdown(cancel_futures=True)

@@ -87,7 +87,8 @@ def grams_on_gpu(
     segments = list(plan.segments(parts))
     size = len(plan.rows)
     products = torch.empty(len(segments), size * size, dtype=torch.float64, device=device)
-    total, done = sum(segment.stop - segment.start for segment in segments), 0
+    widths = [comparison.number_bytes(part) for part in parts]
+    total, done = sum((segment.stop - segment.start) * widths[segment.row] for segment in segments), 0
     local = threading.local()
     passes: list[_Pass] = []
 
@@ -108,7 +109,7 @@ def grams_on_gpu(
                 places = []
                 for segment, rows in zip(segments, pool.map(multiply, segments), strict=True):
                     places.append(torch.tensor(rows))
-                    done += segment.stop - segment.start
+                    done += (segment.stop - segment.start) * widths[segment.row]
                     comparison.events.progress("reading the checkpoints", done, total)
             finally:
                 pool.shutdown(cancel_futures=True)

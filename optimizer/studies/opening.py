@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ from optimizer.studies.stage import Stage
 from optimizer.studies.study import Study
 
 __all__ = ["OpenStudy", "open_study"]
+
+_REPORT_INTERVAL = 0.25  # seconds
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class OpenStudy:
         since their hash would be that of another file.
 
         Args:
-            library: The library with the files' hashes, which receives the number of files done as progress.
+            library: The library with the files' hashes, which receives the bytes read as progress.
             known: Whether to return only hashes that the cache holds, and to read no file.
 
         Returns:
@@ -100,30 +102,41 @@ class OpenStudy:
             marks = {**self.measured.sources, "": self.measured.target}
             return {name: mark.sha256 for name, mark in marks.items() if mark.sha256 is not None}
         files = {**self.files.sources, "": self.files.target}
-        found: dict[str, str] = {}
-        progress = library.events.progress
+        sizes = {name: _file_size(checkpoint) for name, checkpoint in files.items()}
+        # Several files are hashed at once, and make one progress.
+        read = dict.fromkeys(files, 0)
 
-        def hashed(checkpoint: TensorSource) -> str | None:
+        def report() -> None:
+            library.events.progress("hashing the checkpoints", sum(read.values()), sum(sizes.values()))
+
+        def hashed(name: str, checkpoint: TensorSource) -> str | None:
+            def count(done: int, _: int) -> None:
+                read[name] = done
+
             if checkpoint.path is None or checkpoint.change_since_open() is not None:
                 return None
             if known:
                 return library.known_sha256(checkpoint.path)
             with suppress(CheckpointError):
-                # Several files are hashed at once, so the progress is counted in files.
-                return sha256(checkpoint.path, library.hash_cache)
+                return sha256(checkpoint.path, library.hash_cache, progress=count)
             return None
 
         # hashlib releases the GIL.
         with ThreadPoolExecutor(os.cpu_count() or 1, "hashing") as pool:
             try:
-                for position, (name, digest) in enumerate(zip(files, pool.map(hashed, files.values()), strict=True)):
-                    progress("hashing the checkpoints", position, len(files))
-                    if digest is not None:
-                        found[name] = digest
+                report()
+                digests = {name: pool.submit(hashed, name, checkpoint) for name, checkpoint in files.items()}
+                waiting: set[Future[str | None]] = set(digests.values())
+                while waiting:
+                    _, waiting = wait(waiting, timeout=_REPORT_INTERVAL)
+                    if waiting:
+                        report()
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        progress("hashing the checkpoints", len(files), len(files))
+        read |= sizes
+        report()
+        found = {name: digest for name, future in digests.items() if (digest := future.result()) is not None}
         for name, checkpoint in files.items():
             # The file may have changed while it was hashed.
             if (change := checkpoint.change_since_open()) is not None:
@@ -210,6 +223,13 @@ def open_study(
             _keep(study, measured)
         warn_of_zeros(measured.scored, measured.gram, comparison)
         yield OpenStudy(study, measured, earlier, comparison)
+
+
+def _file_size(checkpoint: TensorSource) -> int:
+    """Return the size of a checkpoint's file; 0 if there is none, or none any more."""
+    with suppress(OSError):
+        return 0 if checkpoint.path is None else checkpoint.path.stat().st_size
+    return 0
 
 
 def _earlier(study: Study) -> tuple[Measured | None, tuple[str, ...]]:

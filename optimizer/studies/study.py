@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field, StrictInt, StrictStr
 
 from optimizer.errors import InputError, StudyError, attempt
-from optimizer.events import Progress
+from optimizer.events import ProgressOption
 from optimizer.files import TEXT_SUFFIXES, UserFile, missing_file, named_file, read_yaml, schema_of, shown, validate
 from optimizer.html import html_table
 from optimizer.library import HashCache, Library, checkpoints_in
@@ -175,7 +175,7 @@ def load_study(
     *,
     with_files: bool = True,
     hashes: HashCache | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOption = None,
 ) -> Study:
     """Read a study and find its checkpoints.
 

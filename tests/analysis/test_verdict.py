@@ -267,6 +267,14 @@ def test_a_fit_reports_its_recipe_and_its_length(family, tmp_path):
     assert "The length is off" in found.verdict.warnings[0]
     assert study_status(study).verdict == found.verdict.text == found.recipe.noted.verdict
 
+    (tmp_path / "study.yaml").write_text(
+        (tmp_path / "study.yaml").read_text(encoding="utf-8").replace("metric: delta", "metric: explained"), "utf-8"
+    )
+    seeing = fit(load_study(tmp_path), fresh=True)
+
+    assert seeing.verdict.length == pytest.approx(found.verdict.length, rel=0.2)
+    assert seeing.verdict.warnings == ()
+
 
 @given(st.integers(0, 10**6), st.floats(-12, 4), st.sampled_from([torch.float16, torch.bfloat16, torch.float8_e4m3fn]))
 def test_the_rounding_error_is_that_of_rounded_numbers(seed, scale, dtype):

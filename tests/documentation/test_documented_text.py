@@ -54,7 +54,7 @@ def test_python_examples_compile(page):
     """Every Python example compiles, and its imports from blockfit exist."""
     for code in blocks(page, "python"):
         compile(code, str(page), "exec")
-        for line in re.findall(r"^from optimizer.*", code, re.MULTILINE):
+        for line in re.findall(r"^from (?:optimizer|blockfit).*", code, re.MULTILINE):
             exec(line, {})  # noqa: S102  the project's own text
 
 

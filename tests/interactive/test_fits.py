@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ class Cells(HTMLParser):
 
     def handle_data(self, data):
         """Keep a text."""
-        assert self._open[-1] in ("p", "th", "td")
+        assert self._open[-1] in ("p", "th", "td", "strong")
         self.found.append(data)
 
 
@@ -78,14 +79,66 @@ def test_a_result_exports_and_reports_itself(result, tmp_path):
 
 
 def test_objects_are_short_in_a_shell_and_tables_in_a_notebook(folder, result):
-    """Results, studies and ceilings have at most 20 lines, and tables with their verdict."""
+    """What the functions return has at most 20 lines in a shell; results, studies and ceilings are tables."""
     study = optimizer.load_study(folder)
-    ceiling = optimizer.study_ceilings(study)[0]
-    for shown in (result, study, ceiling):
-        assert len(repr(shown).splitlines()) <= 20
-        assert len(Cells(shown._repr_html_()).found) > 3
-    assert result.verdict.sentences[0] in repr(result)
-    assert ceiling.verdict.sentences[0] in Cells(ceiling._repr_html_()).found
+    ceilings = optimizer.study_ceilings(study)
+    inspection = optimizer.inspect_checkpoint(study.target)
+    tables = (result, study, ceilings, ceilings[0])
+    for each in (*tables, result.verdict, result.recipe, study.recipe, result.simple, inspection):
+        assert 1 <= len(repr(each).splitlines()) <= 20
+        assert max(map(len, repr(each).splitlines())) < 300
+    for each in tables:
+        assert len(Cells(each._repr_html_()).found) > 3
+    sentence = result.verdict.sentences[0]
+    for each in (result, result.verdict, ceilings, ceilings[0]):
+        assert repr(each).count(sentence) == 1
+        assert Cells(each._repr_html_()).found.count(sentence) == 1
+
+
+def test_warnings_of_a_verdict_stand_out(result):
+    """A warning begins with a word that nobody overlooks."""
+    warned = replace(result.verdict, warnings=("The length is off.",))
+
+    assert repr(warned).splitlines()[0] == "ATTENTION: The length is off."
+    assert Cells(warned._repr_html_()).found[:2] == ["Attention:", " The length is off."]
+
+
+def test_a_recipe_shows_its_formulas(result):
+    """A recipe is shown as formulas, with the numbers or the ranges of its alphas."""
+    free, filled = repr(result.study.recipe).splitlines(), repr(result.recipe).splitlines()
+
+    assert free[1] == "  A = base + (x - base) x alpha, alpha 0 to 1 (free) on OUT03,OUT06"
+    assert free[2] == "  B = A x (1-alpha) + y x alpha, alpha 0 to 1 (free) on OUT03,OUT06"
+    numbers = [result.recipe.step("A").alpha.at(block) for block in result.recipe.layout.blocks]
+    assert filled[1] == f"  A = base + (x - base) x alpha, alpha 0 to {max(numbers):.6g}"
+
+
+def test_an_interrupted_result_says_so(result):
+    """A result that is not finished says how to continue."""
+    stopped = replace(result, interrupted=True)
+
+    assert "interrupted; the same call continues it" in repr(stopped)
+    assert "interrupted; the same call continues it" in stopped._repr_html_()
+
+
+def test_files_are_found_as_by_the_commands(folder, tmp_path, monkeypatch):
+    """A folder's checkpoints are found in the folders that are named, and in those of BLOCKFIT_MODELS."""
+    models = tmp_path / "models"
+    models.mkdir()
+    study = optimizer.load_study(folder)
+    recipe = folder / "recipe.yaml"
+    for file in study.sources.values():
+        moved = shutil.copy(file, models)
+        recipe.write_text(recipe.read_text(encoding="utf-8").replace(str(file), Path(moved).name), encoding="utf-8")
+    with pytest.raises(optimizer.InputError, match="not found"):
+        optimizer.fit(folder)
+
+    assert optimizer.fit(folder, folders=[models]).similarity > 0
+    monkeypatch.setenv("BLOCKFIT_MODELS", str(models))
+    assert optimizer.fit(folder).similarity > 0
+    monkeypatch.setenv("BLOCKFIT_MODELS", str(tmp_path / "none"))
+    with pytest.warns(optimizer.BlockfitWarning, match="BLOCKFIT_MODELS"), pytest.raises(optimizer.InputError):
+        optimizer.fit(folder)
 
 
 def test_names_in_tables_are_text(finished_study, tmp_path):

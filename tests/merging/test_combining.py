@@ -244,7 +244,7 @@ def test_a_source_that_shrinks_is_named(tmp_path, write_family):
     (tmp_path / "out.safetensors").write_bytes(b"before")
     source = tmp_path / "x.safetensors"
 
-    def cut(_done, _total):
+    def cut(_what, _done, _total):
         os.truncate(source, 100_000)
 
     with pytest.raises(CheckpointError, match=r"x\.safetensors: was changed while it was being read"):
@@ -265,7 +265,7 @@ def test_a_source_that_changes_is_named(tmp_path, write_family, how, suffix, lat
     shutil.copyfile(source, other)
     os.utime(source, (1, 1))  # older than any change
 
-    def change(done, total):
+    def change(_what, done, total):
         if done < total and late:
             return
         if how == "changed":
@@ -294,7 +294,7 @@ def test_an_error_of_progress_passes(tmp_path, write_family, failure):
     (tmp_path / "out.safetensors").write_bytes(b"before")
     calls = []
 
-    def stop(done, _total):
+    def stop(_what, done, _total):
         calls.append(done)
         if len(calls) == 20:
             raise failure
@@ -320,7 +320,7 @@ import sys
 from pathlib import Path
 from test_combining import run
 while True:
-    run(Path(sys.argv[1]), progress=lambda done, total: print(done, flush=True), output="other.safetensors")
+    run(Path(sys.argv[1]), progress=lambda what, done, total: print(done, flush=True), output="other.safetensors")
 """
     merging = start_code(program, tmp_path)
     merging.wait_for("\n")

@@ -123,24 +123,30 @@ def test_recipe_can_be_left_out(folder):
     """Without the recipe, the header has only general fields, and no file is hashed."""
     calls = []
 
-    hidden = merged(folder, embed_recipe=False, date="2026-11-23", hashing=lambda *progress: calls.append(progress))
+    hidden = merged(folder, embed_recipe=False, date="2026-11-23", progress=lambda *progress: calls.append(progress))
 
     assert hidden == {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "stable-diffusion-v1",
     }
-    assert calls == []
+    assert {what for what, _, _ in calls} == {"merging out.safetensors"}
 
 
 def test_hashes_are_cached(folder):
     """Hashes come from the cache; only missing ones are computed, with progress for each file."""
     cache, calls = HashCache(folder / "hashes.json"), []
-    options = {"hashes": cache, "hashing": lambda *progress: calls.append(progress)}
+
+    def hashed(what, done, total):
+        if what.startswith("hashing"):
+            calls.append((what, done, total))
+
+    options = {"hashes": cache, "progress": hashed}
 
     first = merged(folder, **options)
     files = ["One.safetensors", "two.ckpt", "three.safetensors"]
-    assert calls == [(name, (folder / name).stat().st_size, (folder / name).stat().st_size) for name in files]
+    sizes = {name: (folder / name).stat().st_size for name in files}
+    assert calls == [(f"hashing {name}", size, size) for name, size in sizes.items()]
     assert merged(folder, **options) == first
     assert len(calls) == 3
 
@@ -152,7 +158,7 @@ def test_missing_folder_is_found_before_hashing(folder):
     paths = {name: folder / model.file for name, model in recipe.models.items()}
 
     with pytest.raises(CheckpointError, match="does not exist"):
-        merge(recipe, paths, folder / "none" / "out.safetensors", hashing=lambda *progress: calls.append(progress))
+        merge(recipe, paths, folder / "none" / "out.safetensors", progress=lambda *progress: calls.append(progress))
 
     assert calls == []
 

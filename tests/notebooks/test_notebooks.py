@@ -105,7 +105,12 @@ def test_the_results_support_the_text(run: tuple[str, dict[str, Any]]) -> None:
         return [float(number) for number in found.groups()]
 
     if name == "01-fit-a-clone":
-        assert numbers(r"explained: ([\d.]+)%") == [pytest.approx(96.6, abs=0.1)]
+        assert numbers(r"TEMP2: explained ([\d.]+)%") == [pytest.approx(96.6, abs=0.1)]
+        assert numbers(r"best free alphas ([\d.]+)%.* any merge ([\d.]+)%") == [
+            *(pytest.approx(96.6, abs=0.1), pytest.approx(96.7, abs=0.1)),
+        ]
+        assert "inverted (0.0" in text
+        assert "is not: leave it out" in text
         exact, rounded = numbers(r"(\d+) numbers became (\d+)")
         assert rounded < exact / 2
         # By every metric the clone is more similar to the target than a merge with alpha 0.5.

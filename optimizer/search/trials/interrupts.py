@@ -60,9 +60,7 @@ def whole_trial(warn: Callable[[str], None]) -> Iterator[None]:
         acknowledgement.start()
 
     def acknowledge() -> None:
-        warn(
-            "interrupted: finishing the running trial, then the best so far is written; a second Ctrl-C ends it at once"
-        )
+        warn("interrupted: finishing the running trial, then the best so far is written; a second one ends it at once")
 
     acknowledgement = threading.Timer(_ACKNOWLEDGED, acknowledge)
     acknowledgement.daemon = True
