@@ -1,7 +1,9 @@
 """Analyses that need no trial: exact optima, ceilings, simpler recipes and verified similarities."""
 
 from optimizer.analysis.ceiling import BlockCeiling, Ceiling, Identified, SourceShare, found_ceilings, study_ceilings
+from optimizer.analysis.curves import Curve, curves_along
 from optimizer.analysis.exact import ExactOptimum, exact_optimum, keeping_point
+from optimizer.analysis.linear import largest_similarity
 from optimizer.analysis.ranges import NarrowRange, narrow_ranges
 from optimizer.analysis.simplified_files import simple_path, simplify_file, simplify_fit
 from optimizer.analysis.simplifying import Simplified
@@ -11,6 +13,7 @@ from optimizer.analysis.verifying import Verified, verify
 __all__ = [
     "BlockCeiling",
     "Ceiling",
+    "Curve",
     "ExactOptimum",
     "Identified",
     "NarrowRange",
@@ -18,11 +21,13 @@ __all__ = [
     "SourceShare",
     "Verdict",
     "Verified",
+    "curves_along",
     "describe_compared",
     "exact_optimum",
     "found_ceilings",
     "judge",
     "keeping_point",
+    "largest_similarity",
     "narrow_ranges",
     "simple_path",
     "simplify_file",

@@ -16,16 +16,15 @@ from optimizer.reports.alphas import AlphaRow, alpha_rows
 from optimizer.reports.page.drawings import (
     MOST_POINTS,
     Drawing,
-    Scale,
     against_alpha,
     best_so_far,
     block_map,
     dumbbells,
-    short_number,
     shown_trials,
     way_to_target,
 )
 from optimizer.reports.page.remarks import Remark, remarks
+from optimizer.reports.scales import Scale, short_number
 from optimizer.search import Found, SearchResult
 from optimizer.similarity import EXACT_METRICS, total_similarity
 from optimizer.studies import Stage, StepScores, StudyFolder, scoring_steps

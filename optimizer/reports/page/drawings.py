@@ -13,19 +13,18 @@ from matplotlib.ticker import MaxNLocator
 from optimizer.families import Layout
 from optimizer.recipes import Parameter
 from optimizer.reports.alphas import AlphaRow, block_score, is_exact
+from optimizer.reports.scales import Scale
 from optimizer.search import SearchResult, Trial
 from optimizer.similarity import EXACT_METRICS
 
 __all__ = [
     "MOST_POINTS",
     "Drawing",
-    "Scale",
     "Shape",
     "against_alpha",
     "best_so_far",
     "block_map",
     "dumbbells",
-    "short_number",
     "shown_trials",
     "way_to_target",
 ]
@@ -73,41 +72,6 @@ class Drawing:
         path = "".join(f"M{_written(x)} {_written(y)}h0" for x, y in points)
         if path:
             self.add("path", style, d=path)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A colour scale for alphas: 20 levels of absolute value, from 0 (palest) to `largest`."""
-
-    largest: float
-    negative: bool
-
-    @staticmethod
-    def of(rows: Iterable[AlphaRow]) -> "Scale":
-        """Return a scale that covers all searched alphas of the rows."""
-        found = [number for row in rows for number in row.found]
-        return Scale(max([1e-3, *map(abs, found)]), min([0.0, *found]) < 0)
-
-    def style(self, alpha: float, searched: bool = True) -> str:
-        """Return the CSS class of a cell."""
-        if not searched:
-            return "unsearched"
-        level = round(20 * min(abs(alpha) / self.largest, 1.0))
-        return f"{'n' if alpha < 0 else 'p'}{level}"
-
-    @property
-    def steps(self) -> list[tuple[str, str]]:
-        """Fields of the legend, (CSS class, number), in ascending order."""
-        shares = [n / 5 for n in range(-5 if self.negative else 0, 6)]
-        return [(self.style(share * self.largest), short_number(share * self.largest)) for share in shares]
-
-
-def short_number(number: float) -> str:
-    """Return an alpha with two decimals in the shortest form: `.42`, `-.05`, `0`, `1`."""
-    text = f"{number:.2f}"
-    if float(text) == 0:
-        return "0"
-    return text.removesuffix(".00").replace("0.", ".", 1) if abs(number) < 1 else text.removesuffix(".00")
 
 
 # Width and height of a block in a map, and the gap to the next block, in SVG units.

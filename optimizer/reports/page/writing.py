@@ -14,6 +14,7 @@ from optimizer.analysis import Ceiling
 from optimizer.errors import InputError
 from optimizer.files import replace_text
 from optimizer.reports.page.contents import Page, contents
+from optimizer.reports.palette import DARK, LIGHT, STRONG, STRONG_IN_THE_DARK, ramp_share
 from optimizer.reports.tables import percent
 from optimizer.search import Found
 from optimizer.similarity import total_similarity
@@ -83,7 +84,15 @@ def report_page(page: Page) -> str:
         "measured": _measured,
         "breakable": _breakable,
     }
-    style = Markup(environment.get_template("report.css").render(negative=page.scale.negative))  # noqa: S704
+    css = environment.get_template("report.css").render(
+        negative=page.scale.negative,
+        light=LIGHT,
+        dark=DARK,
+        ramp_share=ramp_share,
+        first_strong=STRONG,
+        first_strong_in_the_dark=STRONG_IN_THE_DARK,
+    )
+    style = Markup(css)  # noqa: S704
     script = Markup(environment.get_template("report.js").render())  # noqa: S704
     # Only this style and this script may run, so a name that escapes the escaping would still be harmless.
     policy = (
