@@ -1,6 +1,5 @@
 """Plots of similarity against alpha, a panel for each free alpha, all with the same axes."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -8,15 +7,13 @@ from matplotlib.figure import Figure
 
 from optimizer.analysis import Curve
 from optimizer.recipes import Parameter
-from optimizer.reports.alphas import block_score, is_exact
+from optimizer.reports.alphas import envelope, is_exact, metric_of, points_along
 from optimizer.reports.landscape import Landscape
 from optimizer.reports.lettering import label
 from optimizer.reports.palette import LIGHT
 from optimizer.reports.panels import BELOW, CEILING, Sheet, Texts, draw_below, draw_ceiling, draw_title
-from optimizer.reports.scales import Span
 from optimizer.search import SearchResult, Trial
 from optimizer.similarity import EXACT_METRICS
-from optimizer.studies import Stage
 
 __all__ = ["draw_against_alpha", "pages_of"]
 
@@ -34,7 +31,7 @@ def pages_of(search: SearchResult, most: int) -> list[tuple[str, tuple[Parameter
     pages: list[tuple[str, tuple[Parameter, ...]]] = []
     by_metric: dict[str, list[Parameter]] = {}
     for parameter in search.open:
-        by_metric.setdefault(_metric_of(search.stage, parameter), []).append(parameter)
+        by_metric.setdefault(metric_of(search.stage, parameter), []).append(parameter)
     for metric in (name for name in (*dict(search.stage.measured), *by_metric) if name in by_metric):
         of_metric = by_metric.pop(metric)
         begun = len(pages)
@@ -45,11 +42,6 @@ def pages_of(search: SearchResult, most: int) -> list[tuple[str, tuple[Parameter
             else:
                 pages += [(metric, of_step[first : first + most]) for first in range(0, len(of_step), most)]
     return pages
-
-
-def _metric_of(stage: Stage, parameter: Parameter) -> str:
-    """Return the metric, or the metrics joined by +, of the blocks that a free alpha moves; "" for no scored block."""
-    return "+".join(name for name, blocks in stage.measured if set(blocks) & set(parameter.blocks))
 
 
 def draw_against_alpha(
@@ -70,12 +62,8 @@ def draw_against_alpha(
     count = len(parameters)
     columns = count if count <= 3 else 3 if count <= 9 else 6
     curves = landscape.curves.get(search.name, {})
-    points = {parameter.name: _points(search, parameter) for parameter in parameters}
-    values = [score for of_alpha in points.values() for _, score, _ in of_alpha]
-    for parameter in parameters:
-        if parameter.name in curves:
-            values += (100 * curves[parameter.name].similarities).tolist()
-    span = Span.of(values, metric)
+    points = {parameter.name: points_along(search.completed, parameter) for parameter in parameters}
+    span = landscape.span_along(search, metric, parameters)
     one_step = len({parameter.step for parameter in search.parameters}) == 1
     known = sum(parameter.name in curves for parameter in parameters)
     blocks = "block" if all(len(parameter.blocks) == 1 for parameter in parameters) else "blocks"
@@ -114,15 +102,6 @@ def _caption(metric: str, known: int, count: int) -> str:
     return f"{envelope} Without trials no curve is known{f' for {metric}' if metric else ''}."
 
 
-def _points(search: SearchResult, parameter: Parameter) -> list[tuple[float, float, Trial]]:
-    """Return the completed trials with their alpha and the similarity of its blocks in per cent."""
-    return [
-        (trial.alphas[parameter.name], 100 * score, trial)
-        for trial in search.completed
-        if (score := block_score(trial, parameter)) is not None
-    ]
-
-
 def _draw_panel(
     sheet: Sheet,
     axes: Axes,
@@ -137,7 +116,7 @@ def _draw_panel(
         (line,) = axes.plot(curve.alphas, 100 * curve.similarities, c=LIGHT["best"], lw=1.3, zorder=3)
         sheet.mark("similarity along this alpha", line)
     elif len(points) > 1:
-        alphas, tops = _envelope([(alpha, score) for alpha, score, _ in points])
+        alphas, tops = envelope([(alpha, score) for alpha, score, _ in points])
         (line,) = axes.plot(alphas, tops, c=LIGHT["best"], ls=":", lw=1.1, zorder=3)
         sheet.mark("upper envelope of the trials", line)
     if shown := [(alpha, score) for alpha, score, _ in points if score >= low]:
@@ -161,21 +140,6 @@ def _draw_panel(
     margin = 0.04 * (free.high - free.low)
     ends = (free.low, (free.low + free.high) / 2, free.high)
     sheet.set_x(axes, free.low - margin, free.high + margin, ends, [f"{end:.4g}" for end in ends])
-
-
-def _envelope(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Return the points of (alpha, score) that none farther from the best one exceeds, by alpha, as two lists."""
-    ordered = sorted(points)
-    peak = max(range(len(ordered)), key=lambda place: ordered[place][1])
-    kept = []
-    for side in (ordered[: peak + 1], ordered[:peak:-1]):
-        top = -math.inf
-        for alpha, score in side:
-            if score >= top:
-                top = score
-                kept.append((alpha, score))
-    kept.sort()
-    return [alpha for alpha, _ in kept], [score for _, score in kept]
 
 
 def _exact_optimum(search: SearchResult) -> tuple[str, Mapping[str, float]] | None:

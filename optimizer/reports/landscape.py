@@ -1,19 +1,21 @@
 """What the statistics beside a study tell without a trial: similarity along each alpha, and the ceilings."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 
 from optimizer.analysis import Curve, curves_along, largest_similarity
 from optimizer.errors import InputError
 from optimizer.library import Library
-from optimizer.recipes import Algebra, Recipe, Space
-from optimizer.reports.alphas import block_score
+from optimizer.recipes import Algebra, Parameter, Recipe, Space
+from optimizer.reports.alphas import block_score, points_along
+from optimizer.reports.scales import Span
 from optimizer.search import FitResult, SearchResult
 from optimizer.similarity import EXACT_METRICS, METRICS, Combined, Measured, build_metric, total_similarity
-from optimizer.studies import open_study
+from optimizer.studies import Stage, open_study
 
 __all__ = ["Landscape"]
 
@@ -68,6 +70,40 @@ class Landscape:
         if not wanted or any(block not in known for block in wanted):
             return None
         return total_similarity({block: known[block] for block in wanted})
+
+    def total_ceiling(self, stage: Stage) -> float | None:
+        """Return the ceiling of a stage's total similarity, in [-1, 1]; None if one of its metrics has none."""
+        found: dict[str, float] = {}
+        for name, blocks in stage.measured:
+            known = self.ceilings.get(name, {})
+            if not known:
+                return None
+            # Blocks that the target left unchanged do not count.
+            found |= {block: known[block] for block in blocks if block in known}
+        return total_similarity(found)
+
+    def history_spans(self, searches: Sequence[SearchResult]) -> dict[str, Span]:
+        """Return the axis of similarity against trial by metric: all searches by a metric have the same."""
+        values: dict[str, list[float]] = {}
+        for search in searches:
+            shown = values.setdefault(search.stage.metric, [])
+            ceiling = self.total_ceiling(search.stage)
+            shown += [] if ceiling is None else [100 * ceiling]
+            if search.completed:
+                totals = [100 * trial.total for trial in search.completed]
+                # A few trials far below would leave no room for the others.
+                shown += [max(totals[0], median(totals))]
+        return {metric: Span.of(numbers) for metric, numbers in values.items()}
+
+    def span_along(self, search: SearchResult, metric: str, parameters: Iterable[Parameter]) -> Span:
+        """Return the common axis of similarity against these free alphas, all of blocks by one metric."""
+        curves = self.curves.get(search.name, {})
+        values: list[float] = []
+        for parameter in parameters:
+            values += [score for _, score, _ in points_along(search.completed, parameter)]
+            if parameter.name in curves:
+                values += (100 * curves[parameter.name].similarities).tolist()
+        return Span.of(values, metric)
 
 
 def _ceilings(measured: Measured, metric: str, blocks: Iterable[str]) -> dict[str, float]:

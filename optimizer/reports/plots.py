@@ -137,8 +137,7 @@ def _drawn(result: FitResult) -> Iterator[tuple[str, Figure]]:
 
 
 def _draw_best_so_far(searches: Sequence[SearchResult], landscape: Landscape) -> Figure:
-    ceilings = [_total_ceiling(search.stage, landscape) for search in searches]
-    spans = _history_spans(searches, ceilings)
+    spans = landscape.history_spans(searches)
     columns = min(len(searches), 3 if len(searches) > 4 else 2)
     sheet = Sheet(
         Texts("Best similarity so far", "trial", "similarity (%)"),
@@ -150,42 +149,18 @@ def _draw_best_so_far(searches: Sequence[SearchResult], landscape: Landscape) ->
         same_x=False,
         same_y=len(set(spans.values())) == 1,
     )
-    for axes, search, ceiling in zip(sheet.panels(), searches, ceilings, strict=True):
+    for axes, search in zip(sheet.panels(), searches, strict=True):
         sheet.set_y(axes, spans[search.stage.metric])
         _draw_trials(sheet, axes, search, spans[search.stage.metric])
+        ceiling = landscape.total_ceiling(search.stage)
         if ceiling is not None:
-            sheet.mark(CEILING, draw_ceiling(axes, ceiling))
+            sheet.mark(CEILING, draw_ceiling(axes, 100 * ceiling))
         best = search.best
         found = "no completed trial" if best is None else f"{percent(best.total)} in trial {best.number}"
         draw_title(axes, f"{label(search.name)}\n{search.stage.metric}: {found}")
     order = ["best so far", "trial", "trial at an exact optimum", CEILING, BELOW, "failed trial"]
     sheet.marks = {name: sheet.marks[name] for name in order if name in sheet.marks}
     return sheet.finish()
-
-
-def _total_ceiling(stage: Stage, landscape: Landscape) -> float | None:
-    """Return the ceiling of a stage's total similarity in per cent; None if one of its metrics has none."""
-    found: dict[str, float] = {}
-    for name, blocks in stage.measured:
-        known = landscape.ceilings.get(name, {})
-        # Blocks that the target left unchanged do not count.
-        if not known:
-            return None
-        found |= {block: known[block] for block in blocks if block in known}
-    return 100 * total_similarity(found)
-
-
-def _history_spans(searches: Sequence[SearchResult], ceilings: Sequence[float | None]) -> dict[str, Span]:
-    """Return the axis of each metric: all its searches have one, which begins below the first trials."""
-    values: dict[str, list[float]] = {}
-    for search, ceiling in zip(searches, ceilings, strict=True):
-        shown = values.setdefault(search.stage.metric, [])
-        shown += [] if ceiling is None else [ceiling]
-        if search.completed:
-            totals = [100 * trial.total for trial in search.completed]
-            # Few trials far below would leave no room for the others.
-            shown += [max(totals[0], float(np.median(totals)))]
-    return {metric: Span.of(numbers) for metric, numbers in values.items()}
 
 
 def _draw_trials(sheet: Sheet, axes: Axes, search: SearchResult, span: Span) -> None:
