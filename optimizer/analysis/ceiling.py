@@ -18,7 +18,6 @@ if 0 <= c_k <= 1.
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +35,7 @@ from optimizer.analysis.ceiling_records import (
 from optimizer.analysis.exact import exact_optimum
 from optimizer.analysis.linear import (
     RANK,
-    Linear,
-    largest_cosine,
-    largest_share,
+    largest_similarity,
     least_squares_with_errors,
     tensor_weights,
 )
@@ -285,8 +282,8 @@ def _block_ceilings(
         block: BlockCeiling(
             recipe=of_recipe[row],
             best=float(scores[row]),
-            ceiling=_at_least(_block_ceiling(measured, name, block, bounded=False), float(scores[row])),
-            ceiling_bounded=_block_ceiling(measured, name, block, bounded=True),
+            ceiling=_at_least(largest_similarity(measured, name, block), float(scores[row])),
+            ceiling_bounded=largest_similarity(measured, name, block, bounded=True),
             recipe_scale=recipe_scales[row],
             best_scale=float(scales[row]),
         )
@@ -314,18 +311,7 @@ def _within(space: Space, fitted: Recipe) -> bool:
 
 
 def _total_ceiling(measured: Measured, metric: str, blocks: Sequence[str], without: int | None) -> float:
-    return total_similarity(
-        {block: _block_ceiling(measured, metric, block, bounded=False, without=without) for block in blocks}
-    )
-
-
-def _block_ceiling(measured: Measured, metric: str, block: str, *, bounded: bool, without: int | None = None) -> float:
-    """Return the largest similarity of any merge; `without` is the position of a source to leave out."""
-    if metric == "explained":
-        return largest_share(measured, block, bounded=bounded, without=without)
-    linear = Linear.of_block(measured.statistics, measured.groups, block, without, whole=metric == "weights")
-    corner = partial(linear.corner, with_base=measured.base is not None) if bounded else None
-    return largest_cosine(linear.products, linear.with_target, linear.target, corner)
+    return total_similarity({block: largest_similarity(measured, metric, block, without=without) for block in blocks})
 
 
 def found_ceilings(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy  # loads its modules on first use
@@ -18,6 +19,7 @@ __all__ = [
     "Vector",
     "largest_cosine",
     "largest_share",
+    "largest_similarity",
     "least_squares_with_errors",
     "tensor_weights",
 ]
@@ -227,6 +229,28 @@ def tensor_weights(gram: Matrix, sizes: Vector, asked: Sequence[int]) -> Vector:
         weights = np.divide(sizes, left, out=np.zeros_like(left), where=left > 0)
         weights /= max(float(weights.max(initial=0.0)), 1e-300)
     return weights
+
+
+def largest_similarity(
+    measured: Measured, metric: str, block: str, *, bounded: bool = False, without: int | None = None
+) -> float:
+    """Return the largest similarity of a block that any linear merge of the sources reaches.
+
+    Args:
+        measured: The statistics of the checkpoints.
+        metric: One of `EXACT_METRICS`.
+        block: The block.
+        bounded: Whether coefficients, except the base's, must be in 0 to 1.
+        without: The position of a source to leave out.
+
+    Returns:
+        The similarity, in [-1, 1]; NaN for a block without anything to explain.
+    """
+    if metric == "explained":
+        return largest_share(measured, block, bounded=bounded, without=without)
+    linear = Linear.of_block(measured.statistics, measured.groups, block, without, whole=metric == "weights")
+    corner = partial(linear.corner, with_base=measured.base is not None) if bounded else None
+    return largest_cosine(linear.products, linear.with_target, linear.target, corner)
 
 
 def largest_share(measured: Measured, block: str, *, bounded: bool = False, without: int | None = None) -> float:

@@ -155,7 +155,11 @@ def fit(
     study: StudyPath,
     trials: Annotated[
         int | None,
-        typer.Option("--trials", help="Number of completed trials to reach in each search; default: from the study."),
+        typer.Option(
+            "--trials",
+            help="Number of completed trials to reach in each search; default: that of the study, which is the exact "
+            "optimum alone where no other alphas are better, else 60.",
+        ),
     ] = None,
     device: Device = "auto",
     fresh: Annotated[
@@ -183,8 +187,8 @@ def fit(
     """Search the free alphas of a recipe for the best similarity to a target; resume an earlier fit.
 
     Writes study.db, best.yaml and trials.csv beside the study; with --candidates also candidate-2.yaml and so on, with
-    --plots also plots/. Ctrl-C finishes the running trial and exports the best recipe so far; a second Ctrl-C stops at
-    once.
+    --plots also plots/. Ctrl-C finishes the running trial, exports the best recipe so far and draws nothing; a second
+    Ctrl-C stops at once.
 
     With --json one object, also after Ctrl-C if there is a result: study, folder, recipe, target, interrupted, verdict
     (text, recipe, reachable, sources ...), searches (each with best, trial, completed, trials ...), steps (similarity
@@ -536,7 +540,7 @@ def fit_and_report(
         workers: Number of processes; None for one that no other joins.
         storage: Address of the trials; None for the study's folder.
         log_file: File to append one line of JSON per trial to.
-        plots: Whether to draw the plots.
+        plots: Whether to draw the plots, unless the fit is interrupted.
         check_hashes: Whether files must have the hashes that the recipe notes.
         as_json: Whether to print the result as JSON.
         brief: Whether to print problems only.
@@ -564,7 +568,8 @@ def fit_and_report(
         log.ended(result)
     if not events.new_trials and not result.interrupted and not brief:
         say("nothing was left to do: every search has all its trials; --trials asks for more")
-    written, unwritten = _write_reports(result, plots=plots)
+    # After Ctrl-C the user waits for the prompt; `plots` draws them later.
+    written, unwritten = _write_reports(result, plots=plots and not result.interrupted)
     if not brief:
         _print_result(result, candidates, storage, written)
     if as_json:

@@ -1,12 +1,14 @@
 """Alphas by step and block, and their scores in trials: shared by the plots and the report page."""
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from optimizer.recipes import Parameter
 from optimizer.search import FitResult, Trial
+from optimizer.studies import Stage
 
-__all__ = ["AlphaRow", "alpha_rows", "block_score", "is_exact"]
+__all__ = ["AlphaRow", "alpha_rows", "block_score", "envelope", "is_exact", "metric_of", "points_along"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,35 @@ def block_score(trial: Trial, parameter: Parameter) -> float | None:
     """Return the mean similarity of a free alpha's scored blocks in a trial; None if no block was scored."""
     scores = [trial.block_scores[block] for block in parameter.blocks if block in trial.block_scores]
     return math.fsum(scores) / len(scores) if scores else None
+
+
+def metric_of(stage: Stage, parameter: Parameter) -> str:
+    """Return the metric, or the metrics joined by +, of the blocks that a free alpha moves; "" for no scored block."""
+    return "+".join(name for name, blocks in stage.measured if set(blocks) & set(parameter.blocks))
+
+
+def points_along(trials: Iterable[Trial], parameter: Parameter) -> list[tuple[float, float, Trial]]:
+    """Return the alpha of each completed trial and the similarity of its blocks in per cent, with the trial."""
+    return [
+        (trial.alphas[parameter.name], 100 * score, trial)
+        for trial in trials
+        if (score := block_score(trial, parameter)) is not None and math.isfinite(score)
+    ]
+
+
+def envelope(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Return the points of (alpha, score) that none farther from the best one exceeds, by alpha, as two lists."""
+    ordered = sorted(points)
+    peak = max(range(len(ordered)), key=lambda place: ordered[place][1])
+    kept = []
+    for side in (ordered[: peak + 1], ordered[:peak:-1]):
+        top = -math.inf
+        for alpha, score in side:
+            if score >= top:
+                top = score
+                kept.append((alpha, score))
+    kept.sort()
+    return [alpha for alpha, _ in kept], [score for _, score in kept]
 
 
 def is_exact(trial: Trial) -> bool:

@@ -1,19 +1,23 @@
 """The trials of a fit as a data frame and as a CSV file."""
 
+import csv
+import io
 import math
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from optimizer.files import replace_text
 from optimizer.search import FitResult
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["trials_table", "write_trials"]
 
 _TRIAL_COLUMNS = ("search", "stage", "step", "trial", "state", "similarity", "origin", "seconds")
 
 
-def trials_table(result: FitResult) -> pd.DataFrame:
+def trials_table(result: FitResult) -> "pd.DataFrame":
     """Return a data frame with one row per trial.
 
         trials_table(result).nlargest(5, "similarity")[["trial", "similarity"]]
@@ -27,6 +31,32 @@ def trials_table(result: FitResult) -> pd.DataFrame:
         (`TEMP1.OUT06`); one per scored block (`similarity.OUT06`), in layout order. A missing value, the total of a
         failed trial for example, is NaN.
     """
+    import pandas as pd  # noqa: PLC0415  every fit ends with `write_trials`, which must not wait for pandas
+
+    columns, rows = _columns_and_rows(result)
+    # Built from rows, since a mapping of columns would merge those of equal names: a step may be called "similarity".
+    return pd.DataFrame(rows, columns=columns)
+
+
+def write_trials(result: FitResult, path: Path | str) -> None:
+    """Write `trials_table(result)` as CSV: UTF-8, LF, floats in full precision.
+
+    A text that a spreadsheet would execute as a formula, a step named `=1+1` for example, gets an apostrophe in front.
+    Raises InputError if the folder is missing or not writable, or if the disk is full; an existing file stays intact.
+
+    Args:
+        result: The fit.
+        path: The file to write.
+    """
+    columns, rows = _columns_and_rows(result)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(map(_cell, columns))
+    table.writerows(map(_cell, row) for row in rows)
+    replace_text(Path(path), text.getvalue())
+
+
+def _columns_and_rows(result: FitResult) -> tuple[list[str], list[list[object]]]:
     parameters = list(dict.fromkeys(free.name for search in result.searches for free in search.parameters))
     scored = {block for search in result.searches for block in search.stage.blocks}
     blocks = [block for block in result.recipe.layout.blocks if block in scored]
@@ -46,29 +76,12 @@ def trials_table(result: FitResult) -> pd.DataFrame:
         for search in result.searches
         for trial in search.trials
     ]
-    # Built from rows, since a mapping of columns would merge those of equal names: a step may be called "similarity".
-    return pd.DataFrame(rows, columns=[*_TRIAL_COLUMNS, *parameters, *(f"similarity.{block}" for block in blocks)])
+    return [*_TRIAL_COLUMNS, *parameters, *(f"similarity.{block}" for block in blocks)], rows
 
 
-def write_trials(result: FitResult, path: Path | str) -> None:
-    """Write `trials_table(result)` as CSV: UTF-8, LF, floats in full precision.
-
-    A text that a spreadsheet would execute as a formula, a step named `=1+1` for example, gets an apostrophe in front.
-    Raises InputError if the folder is missing or not writable, or if the disk is full; an existing file stays intact.
-
-    Args:
-        result: The fit.
-        path: The file to write.
-    """
-    table = trials_table(result)
-    table.columns = pd.Index([_no_formula(name) for name in table.columns])
-    for place, kind in enumerate(table.dtypes):
-        if not pd.api.types.is_numeric_dtype(kind):
-            table.isetitem(place, [_no_formula(cell) for cell in table.iloc[:, place]])
-    replace_text(Path(path), table.to_csv(index=False, lineterminator="\n"))
-
-
-def _no_formula(cell: object) -> object:
-    """Return a cell with an apostrophe in front if it is a text that spreadsheets execute."""
+def _cell(value: object) -> object:
+    """Return a cell: nothing for NaN, and an apostrophe in front of a text that spreadsheets would execute."""
+    if isinstance(value, float) and math.isnan(value):
+        return ""
     # Tab and carriage return would also start a formula, but names contain no control characters.
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

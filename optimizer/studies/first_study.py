@@ -40,9 +40,6 @@ _LEAST_MODELS = 3
 _SAMPLED_TENSORS, _SAMPLED_NUMBERS = 32, 4096
 # The mean cosine from the base is below this share of that from any other model; 0 is expected.
 _UNRELATED = 0.5
-# Trials of a metric whose first trial is the exact optimum, with free alphas of single blocks and with tied ones, and
-# of other metrics.
-_ONE_TRIAL, _FEW_TRIALS, _MANY_TRIALS = 1, 8, 60
 # Bounds of alphas by mode. A model that a step subtracts has a negative share in the target.
 _RANGES = {"add_difference": (-1, 1), "weight_sum": (0, 1)}
 
@@ -646,18 +643,17 @@ def _study_text(first: FirstStudy, layout: Layout, target_file: str) -> str:
     ]
     if exact:
         comment += [
-            "The first trial is the exact optimum of this metric; the others confirm it."
+            "The search begins with the exact optimum of this metric; the other trials confirm it."
             if first.tied
-            else "The only trial is the exact optimum of this metric; no other alphas are better."
+            else "The exact optimum of this metric is the whole search: no other alphas are better."
         ]
     if set(seen) != set(layout.blocks):
         stage["elsewhere"] = DEFAULT_METRIC
         comment += [f"{first.metric} sees {layout.describe_blocks(seen)}; `elsewhere` scores the other blocks."]
     if first.metric == DEFAULT_METRIC:
-        attention = f"metric: attention, elsewhere: {DEFAULT_METRIC}, trials: {_MANY_TRIALS}"
+        attention = f"metric: attention, elsewhere: {DEFAULT_METRIC}"
         comment += [f"To compare what the layers compute, as the article did: {attention}."]
-    trials = _MANY_TRIALS if not exact else _FEW_TRIALS if first.tied else _ONE_TRIAL
-    stage |= {"strategy": "joint", "trials": trials}
+    stage["strategy"] = "joint"
     return "".join(
         (
             _comment("The target of recipe.yaml, and how it is fitted; run it with: blockfit fit FOLDER"),

@@ -76,7 +76,8 @@ def new_study(
       blocks that `metric` cannot see
     - `steps`: names, default all with free alphas; `blocks`: the scored blocks, "OUT03-OUT11", default all that the
       free alphas move and the metric sees
-    - `trials`: completed trials of each Optuna study, default 60; `sampler`: blockwise (default), tpe, cmaes, gp or
+    - `trials`: completed trials of each Optuna study; default: the exact optimum alone for explained, delta and
+      weights if each free alpha moves one scored block, else 60; `sampler`: blockwise (default), tpe, cmaes, gp or
       random
     - `strategy`: joint (default) or stepwise; `passes` and `tolerance` of a stepwise stage
     - `seeds`: random inputs of attention; `tf32`; `prompts` (a file) and `clip_skip` of the encoder metric

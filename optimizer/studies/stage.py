@@ -14,7 +14,7 @@ from optimizer.families import Layout
 from optimizer.files import UserFile, shown
 from optimizer.recipes import Parameter, Recipe, described_alphas, parameters_of
 from optimizer.samplers import DEFAULT_SAMPLER, SAMPLERS
-from optimizer.similarity import DEFAULT_METRIC, METRICS, OPTIONS, MetricOptions, Options
+from optimizer.similarity import DEFAULT_METRIC, EXACT_METRICS, METRICS, OPTIONS, MetricOptions, Options
 
 __all__ = [
     "MOST_JOINT",
@@ -27,6 +27,7 @@ __all__ = [
     "unsearched",
 ]
 
+# Trials of a search that no exact optimum ends.
 _DEFAULT_TRIALS = 60
 # Gain in total similarity below which a pass of a stepwise stage is the last.
 _DEFAULT_TOLERANCE = 1e-6
@@ -70,7 +71,13 @@ class _StageFields(UserFile):
         _DEFAULT_TOLERANCE,
         description="The gain in total similarity below which a pass of a stepwise stage is the last.",
     )
-    trials: StrictInt = Field(_DEFAULT_TRIALS, description="The number of completed trials of each Optuna study.")
+    trials: StrictInt | None = Field(
+        None,
+        description="The number of completed trials of each Optuna study. Default: the exact optimum alone if the "
+        f"metric is {', '.join(EXACT_METRICS[:-1])} or {EXACT_METRICS[-1]} and each free alpha moves one scored block; "
+        f"else {_DEFAULT_TRIALS}.",
+        examples=[_DEFAULT_TRIALS],
+    )
     sampler: str = Field(
         DEFAULT_SAMPLER, description="The sampler of the trials.", json_schema_extra={"enum": list(SAMPLERS)}
     )
@@ -96,7 +103,7 @@ class _StageFields(UserFile):
             )
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             problems.append(f"tolerance: received {self.tolerance:g}; must be a number, at least 0, for example 1e-6")
-        if not 1 <= self.trials <= _MOST_TRIALS:
+        if self.trials is not None and not 1 <= self.trials <= _MOST_TRIALS:
             problems.append(f"trials: received {shown(self.trials)}; must be at least 1, at most {_MOST_TRIALS:,}")
         return problems
 
@@ -227,20 +234,36 @@ def read_stage(entry: StageEntry, recipe: Recipe, base: str | None, folder: Path
         )
     measured = _measured(entry, recipe.layout, free)
     scored = {block for _, blocks in measured for block in blocks}
-    if not any(scored & set(parameter.blocks) for parameter in free):
+    searched = tuple(parameter for parameter in free if scored & set(parameter.blocks))
+    if not searched:
         raise StudyError(f"blocks: no free alpha of {', '.join(steps)} moves {recipe.layout.describe_blocks(scored)}")
     return Stage(
         name=entry.name,
         steps=steps,
         measured=measured,
         strategy=entry.strategy,
-        trials=entry.trials,
+        trials=_default_trials(measured, searched, entry.passes) if entry.trials is None else entry.trials,
         sampler=entry.sampler,
-        parameters=tuple(parameter for parameter in free if scored & set(parameter.blocks)),
+        parameters=searched,
         passes=entry.passes,
         tolerance=entry.tolerance,
         options=options,
     )
+
+
+def _default_trials(measured: Sequence[tuple[str, tuple[str, ...]]], searched: Sequence[Parameter], passes: int) -> int:
+    """Return the trials of a stage that names no number: no more than those at exact optima, if these are the best.
+
+    A search begins with the exact optima of `explained` and of its own metric. The latter is the best point if the
+    metric has one in each block. A tied alpha on several scored blocks, or a second metric, makes it a good start only.
+    Further passes begin with the alphas so far.
+    """
+    metrics = [name for name, _ in measured]
+    scored = {block for _, blocks in measured for block in blocks}
+    tied = any(len(scored & set(parameter.blocks)) > 1 for parameter in searched)
+    if tied or len(metrics) > 1 or not METRICS[metrics[0]].exact:
+        return _DEFAULT_TRIALS
+    return len({DEFAULT_METRIC, *metrics}) + (passes > 1)
 
 
 def _metric_options(entry: StageEntry, layout: Layout, folder: Path, problems: list[str]) -> Options:

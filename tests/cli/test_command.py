@@ -211,3 +211,32 @@ def test_ctrl_c_exports_the_best_so_far(folder: Path) -> None:
     assert "complete: false" in (folder / "best.yaml").read_text(encoding="utf-8")
     assert run("fit", folder, "--trials", done + 2) == 0
     assert log.read_text(encoding="utf-8").count("COMPLETE") == done + 2
+
+
+# Raises SIGINT in trial 3, and prints at the end which of the slow libraries are loaded.
+INTERRUPTED_IN_TRIAL_3 = """
+import atexit, signal, sys
+from optimizer.cli import main, studies
+
+class Events(studies.TerminalEvents):
+    def finished(self, progress, trial, /):
+        super().finished(progress, trial)
+        if trial.number == 3:
+            signal.raise_signal(signal.SIGINT)
+
+studies.TerminalEvents = Events
+atexit.register(lambda: print({"matplotlib", "pandas"} & set(sys.modules), file=sys.stderr))
+main(sys.argv[1:])
+"""
+
+
+def test_after_ctrl_c_only_the_result_is_written(folder: Path) -> None:
+    """After Ctrl-C no further trial begins, nothing is rounded or drawn, and no library is loaded for the results."""
+    command = [sys.executable, "-c", INTERRUPTED_IN_TRIAL_3, "fit", str(folder), "--trials", "100000", "--plots"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "set()")
+    assert [row["trial"] for row in trials(folder)] == ["0", "1", "2", "3"]
+    written = {path.name for path in folder.iterdir()}
+    assert {"best.yaml", "trials.csv", "study.db", "fit.log"} <= written
+    assert written.isdisjoint({"plots", "report.html", "best.simple.yaml"})

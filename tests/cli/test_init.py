@@ -59,6 +59,20 @@ def reachable(target, base, sources, part):
     return 1 - ((merged - expected) ** 2).sum() / (expected**2).sum()
 
 
+@pytest.mark.parametrize("metric", ["explained", "delta", "weights"])
+def test_the_study_reaches_the_ceiling_of_its_metric(here, capsys, metric):
+    """The study runs unchanged, and its first trials, the only ones, reach the best alphas by its metric."""
+    assert run("init", "my models/closed.safetensors", "my models", "-o", "mine", "--metric", metric, "--json") == 0
+    capsys.readouterr()
+    assert run("fit", "mine", "--json") == 0
+    (search,) = json.loads(capsys.readouterr().out)["searches"]
+    assert run("ceiling", "mine", "--metric", metric, "--json") == 0
+    ceiling = json.loads(capsys.readouterr().out)
+
+    assert search["best"] == pytest.approx(ceiling["total"]["best"], abs=1e-7)
+    assert search["trials"] <= 2
+
+
 def test_the_study_reaches_the_ceiling(here, capsys):
     """The study runs unchanged, and two trials reach the ceiling of its sources."""
     assert run("init", "my models/closed.safetensors", "my models", "-o", "mine") == 0

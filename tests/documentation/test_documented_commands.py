@@ -73,7 +73,7 @@ def scene(tmp_path_factory, pool, vae_tensors):
         run("init", "BracingEvoMix_v1", *sources, "-o", "mine", "--models", "models")
         # Two blocks and four trials are enough to run every command.
         for file, long, short in (
-            ("study.yaml", r"(?m)^( +)trials: \d+$", r"\1trials: 4\n\1sampler: random"),
+            ("study.yaml", r"(?m)^( +)strategy: joint$", r"\1strategy: joint\n\1trials: 4\n\1sampler: random"),
             ("recipe.yaml", r"search: (\[[^\]]*\])", r"search: \1, blocks: OUT03-OUT04"),
         ):
             text, count = re.subn(long, short, (folder / "mine" / file).read_text(encoding="utf-8"))

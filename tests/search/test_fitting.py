@@ -74,6 +74,25 @@ def names(folder):
     return found
 
 
+@pytest.mark.parametrize(
+    ("fields", "origins"),
+    [
+        ("metric: explained", ["exact explained"]),
+        ("metric: delta", ["exact explained", "exact delta"]),
+        ("metric: weights, strategy: stepwise", ["exact explained", "exact weights"]),
+    ],
+)
+def test_without_a_number_the_exact_optimum_ends_a_search(study, fields, origins):
+    """A study without `trials` runs exact optima only, and 20 more trials by another sampler find nothing better."""
+    made = study(f"  - {{name: s, {fields}, sampler: random}}\n")
+    searches = fit(made).searches
+
+    assert [[trial.origin for trial in search.trials] for search in searches] == [origins] * len(searches)
+    more = fit(made.with_trials(20)).searches
+    assert [len(search.trials) for search in more] == [20] * len(searches)
+    assert [search.best.alphas for search in more] == [search.best.alphas for search in searches]
+
+
 def test_a_second_run_adds_no_trials(study):
     """A fit completes and stores exactly its budget of trials; a second run adds none and finds the same recipe."""
     made = study(JOINT.format("attention", 7, "random"))

@@ -101,6 +101,38 @@ def test_with_trials_replaces_the_number_of_every_stage(write_study, target):
         study.with_trials(0)
 
 
+UNTIED = "  - {name: T, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1], blocks: OUT03-OUT05}}\n"
+TIED = UNTIED.replace("OUT05}", "OUT05, tie: true}")
+
+
+@pytest.mark.parametrize(
+    ("steps", "fields", "trials"),
+    [
+        (UNTIED, "", 1),
+        (UNTIED, ", metric: explained, sampler: tpe", 1),
+        # Its search begins with the optimum of `explained`, too.
+        (UNTIED, ", metric: delta", 2),
+        (UNTIED, ", metric: weights, strategy: stepwise", 2),
+        # The second pass begins with the alphas of the first.
+        (UNTIED, ", metric: explained, strategy: stepwise, passes: 2", 2),
+        (TIED, ", blocks: OUT04", 1),
+        (TIED, "", 60),
+        (STEPS, "", 60),
+        (UNTIED, ", metric: attention", 60),
+        (UNTIED, ", metric: elements", 60),
+        (UNTIED.replace("OUT03", "OUT02"), ", metric: attention, elsewhere: explained", 60),
+        (UNTIED, ", trials: 9", 9),
+        (UNTIED, ", metric: attention, trials: 1", 1),
+    ],
+)
+def test_trials_follow_from_what_is_open(write_study, target, steps, fields, trials):
+    """Without a number, no trial follows the exact optimum of a stage that has one; a given number is obeyed."""
+    study = load_study(write_study(steps, f"  - {{name: s{fields}}}\n", target))
+
+    assert study.stages[0].trials == trials
+    assert study.with_trials(7).stages[0].trials == 7
+
+
 FREE_BASE = STEPS.replace("blocks: OUT03-OUT05", "blocks: OUT00-OUT03")
 APART = """\
   - {name: T1, mode: weight_sum, a: base, b: x, alpha: {search: [0, 1]}}

@@ -11,17 +11,16 @@ from optimizer.families import Layout
 from optimizer.interchange import write_notation
 from optimizer.printable import printable, quoted
 from optimizer.recipes import Model, Recipe, block_coefficients
-from optimizer.reports.alphas import AlphaRow, alpha_rows
+from optimizer.reports.alphas import AlphaRow, alpha_rows, metric_of
 from optimizer.reports.drawn_pairs import DrawnPairs
+from optimizer.reports.landscape import Landscape
 from optimizer.reports.page.drawings import (
     MOST_POINTS,
     Drawing,
-    Scale,
     against_alpha,
     best_so_far,
     block_map,
     dumbbells,
-    short_number,
     shown_trials,
     way_to_target,
 )
@@ -39,6 +38,7 @@ from optimizer.reports.page.first_screen import (
 from optimizer.reports.page.local_paths import file_name, without_folders
 from optimizer.reports.page.remarks import Remark, remarks
 from optimizer.reports.page.rounding import few_digits, share_in_short
+from optimizer.reports.scales import Scale, short_number
 from optimizer.search import Found, SearchResult
 from optimizer.similarity import EXACT_METRICS, total_similarity
 from optimizer.studies import Stage, StepScores, scoring_steps
@@ -304,6 +304,8 @@ def contents(
     histories = _histories(result.searches)
     copied = for_supermerger(recipe)
     fits = len(copied) <= _MOST_NOTATION
+    landscape = Landscape.of(result)
+    spans = landscape.history_spans(histories)
     # `named` is the study's folder or its file; the results are in the folder.
     by_file = study.path is not None and PurePath(named).name == study.path.name
     folder = PurePath(named).parent if by_file else PurePath(named)
@@ -337,9 +339,12 @@ def contents(
         maps_left_out=max(len(searched) - _MOST_STEPS, 0),
         lines=tuple(_line(recipe, row, scale) for row in varied[:_MOST_ROWS]),
         lines_left_out=max(len(varied) - _MOST_ROWS, 0),
-        histories=tuple((search, best_so_far(search)) for search in histories[:_MOST_SEARCHES]),
+        histories=tuple(
+            (search, best_so_far(search, spans[search.stage.metric], landscape.total_ceiling(search.stage)))
+            for search in histories[:_MOST_SEARCHES]
+        ),
         histories_left_out=max(len(histories) - _MOST_SEARCHES, 0),
-        curves=_curves(recipe, result.searches),
+        curves=_curves(recipe, result.searches, landscape),
         sources=sources,
         target=file_name(study.target_file),
         target_sha256=_text(None if target is None else target.sha256),
@@ -516,7 +521,7 @@ def _histories(searches: Sequence[SearchResult]) -> list[SearchResult]:
     return [search for search in searches if search.trials and search.number in shown]
 
 
-def _curves(recipe: Recipe, searches: Sequence[SearchResult]) -> tuple[Curves, ...]:
+def _curves(recipe: Recipe, searches: Sequence[SearchResult], landscape: Landscape) -> tuple[Curves, ...]:
     """Return the panels of similarity against alpha, at most `_MOST_PANELS` in total."""
     # Only the last of several passes over a step: earlier ones scored it with different alphas of the other steps.
     latest = {search.searched: search for search in searches if search.completed}
@@ -525,18 +530,22 @@ def _curves(recipe: Recipe, searches: Sequence[SearchResult]) -> tuple[Curves, .
     for search in latest.values():
         drawn, trials, best = search.open[:left], shown_trials(search), search.best
         assert best is not None  # `latest` contains only searches with completed trials
-        steps = tuple(
-            (
-                f"{step_title(recipe, recipe.step(step))} ({step})",
-                tuple(
-                    (free.name.removeprefix(step).removeprefix("."), against_alpha(search, free, trials, best.number))
-                    for free in drawn
-                    if free.step == step
-                ),
-            )
-            for step in dict.fromkeys(free.step for free in drawn)
+        steps: dict[str, list[tuple[str, Drawing]]] = {}
+        by_metric = {free.name: metric_of(search.stage, free) for free in drawn}
+        spans = {
+            metric: landscape.span_along(search, metric, [free for free in drawn if by_metric[free.name] == metric])
+            for metric in set(by_metric.values())
+        }
+        for free in drawn:
+            metric = by_metric[free.name]
+            ceiling = landscape.ceiling_of(metric, [block for block in free.blocks if block in search.stage.blocks])
+            curve = landscape.curves.get(search.name, {}).get(free.name)
+            chart = against_alpha(search, free, trials, best.number, spans[metric], curve, ceiling)
+            steps.setdefault(free.step, []).append((free.name.removeprefix(free.step).removeprefix("."), chart))
+        shown = tuple(
+            (f"{step_title(recipe, recipe.step(step))} ({step})", tuple(panels)) for step, panels in steps.items()
         )
-        found.append(Curves(search, steps, len(search.open) - len(drawn)))
+        found.append(Curves(search, shown, len(search.open) - len(drawn)))
         left -= len(drawn)
     return tuple(found)
 

@@ -10,23 +10,23 @@ from typing import TypeVar
 
 from matplotlib.ticker import MaxNLocator
 
+from optimizer.analysis import Curve
 from optimizer.families import Layout
 from optimizer.recipes import Parameter
-from optimizer.reports.alphas import AlphaRow, block_score, is_exact
+from optimizer.reports.alphas import AlphaRow, envelope, is_exact, points_along
 from optimizer.reports.page.rounding import decimals_of, share_in_short
+from optimizer.reports.scales import Scale, Span
 from optimizer.search import SearchResult, Trial
 from optimizer.similarity import EXACT_METRICS
 
 __all__ = [
     "MOST_POINTS",
     "Drawing",
-    "Scale",
     "Shape",
     "against_alpha",
     "best_so_far",
     "block_map",
     "dumbbells",
-    "short_number",
     "shown_trials",
     "way_to_target",
 ]
@@ -34,6 +34,8 @@ __all__ = [
 _Point = TypeVar("_Point")
 # Maximum number of points in a chart; of more trials only every n-th is drawn.
 MOST_POINTS = 250
+# Every n-th point of a curve is drawn; a panel is two inches wide.
+_EVERY = 4
 # Similarities closer than this differ by rounding only.
 _SAME = 1e-9
 
@@ -70,46 +72,20 @@ class Drawing:
         """Add a text with its baseline at `y`."""
         self.add("text", style, text, x=x, y=y, text_anchor=None if anchor == "start" else anchor)
 
+    def path(self, style: str, points: Sequence[tuple[float, float]]) -> None:
+        """Add a line through points."""
+        if points:
+            self.add("path", style, d="M" + "L".join(f"{_written(x)} {_written(y)}" for x, y in points))
+
+    def triangles(self, places: Iterable[float], y: float) -> None:
+        """Add triangles with their upper edge at `y`, for points below the chart."""
+        self.add("path", "below", d="".join(f"M{_written(x - 3)} {_written(y)}h6l-3 5z" for x in places))
+
     def points(self, style: str, points: Iterable[tuple[float, float]]) -> None:
         """Add dots as a single element; the stroke width of the CSS class is their size."""
         path = "".join(f"M{_written(x)} {_written(y)}h0" for x, y in points)
         if path:
             self.add("path", style, d=path)
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A colour scale for alphas: 20 levels of absolute value, from 0 (palest) to `largest`."""
-
-    largest: float
-    negative: bool
-
-    @staticmethod
-    def of(rows: Iterable[AlphaRow]) -> "Scale":
-        """Return a scale that covers all searched alphas of the rows."""
-        found = [number for row in rows for number in row.found]
-        return Scale(max([1e-3, *map(abs, found)]), min([0.0, *found]) < 0)
-
-    def style(self, alpha: float, searched: bool = True) -> str:
-        """Return the CSS class of a cell."""
-        if not searched:
-            return "unsearched"
-        level = round(20 * min(abs(alpha) / self.largest, 1.0))
-        return f"{'n' if alpha < 0 else 'p'}{level}"
-
-    @property
-    def steps(self) -> list[tuple[str, str]]:
-        """Fields of the legend, (CSS class, number), in ascending order."""
-        shares = [n / 5 for n in range(-5 if self.negative else 0, 6)]
-        return [(self.style(share * self.largest), short_number(share * self.largest)) for share in shares]
-
-
-def short_number(number: float) -> str:
-    """Return an alpha with two decimals in the shortest form: `.42`, `-.05`, `0`, `1`."""
-    text = f"{number:.2f}"
-    if float(text) == 0:
-        return "0"
-    return text.removesuffix(".00").replace("0.", ".", 1) if abs(number) < 1 else text.removesuffix(".00")
 
 
 # Width and height of a block in a map, and the gap to the next block, in SVG units.
@@ -284,8 +260,17 @@ def dumbbells(
     return drawing
 
 
-def best_so_far(search: SearchResult) -> Drawing:
-    """Draw the similarities of a search's trials, and the best so far as a line."""
+def best_so_far(search: SearchResult, span: Span, ceiling: float | None = None) -> Drawing:
+    """Draw the similarities of a search's trials, and the best so far as a line.
+
+    Args:
+        search: The search.
+        span: The axis of similarity.
+        ceiling: The highest total similarity, in [-1, 1], that a merge can reach.
+
+    Returns:
+        The chart.
+    """
     right, top, bottom = 312.0, 8.0, 150.0
     best = search.best
     found = "no completed trial" if best is None else f"best {100 * best.total:.4f}% in trial {best.number}"
@@ -295,8 +280,8 @@ def best_so_far(search: SearchResult) -> Drawing:
     last = max([1, *(trial.number for trial in search.trials)])
     values = [value for _, value, _ in done]
     tops = _running_best(values)
-    low, high, ticks = _axis(_shown_range(values, tops), room=0.06) if values else (0.0, 1.0, [])
-    left = _margin(ticks)
+    low, high = span.low, span.high
+    left = _margin(span.ticks)
 
     def across(number: float) -> float:
         return left + 4 + number / last * (right - left - 8)
@@ -308,19 +293,17 @@ def best_so_far(search: SearchResult) -> Drawing:
     def up(value: float) -> float:
         return bottom - (max(value, low) - low) / (high - low) * (bottom - top)
 
-    for level in ticks:
+    for level, text in zip(span.ticks, span.labels, strict=True):
         drawing.line("grid", left, up(level), right, up(level))
-        drawing.words("tick", left - 5, up(level) + 3.5, f"{level:.10g}", "end")
+        drawing.words("tick", left - 5, up(level) + 3.5, text, "end")
+    if ceiling is not None:
+        drawing.line("ceiling", left, up(100 * ceiling), right, up(100 * ceiling))
     if done:
         plain = [(across(number), up(value)) for number, value, trial in done if value >= low and not is_exact(trial)]
         drawing.points("trial", _thinned(plain))
         below = [across(number) for number, value, _ in done if value < low]
         if below:
-            drawing.add(
-                "path",
-                "below",
-                d="".join(f"M{_written(x - 3)} {_written(bottom - 6)}h6l-3 5z" for x in _thinned(below)),
-            )
+            drawing.triangles(_thinned(below), bottom - 6)
         path = f"M{_written(across(done[0][0]))} {_written(up(tops[0]))}"
         for (number, _, _), reached, earlier in zip(done[1:], tops[1:], tops, strict=False):
             if reached > earlier:
@@ -347,40 +330,68 @@ def shown_trials(search: SearchResult) -> tuple[Trial, ...]:
     )
 
 
-def against_alpha(search: SearchResult, parameter: Parameter, trials: Sequence[Trial], best: int) -> Drawing:
-    """Draw the similarity of a free alpha's blocks against its value in trials, with exact optimum and best trial."""
+def against_alpha(
+    search: SearchResult,
+    parameter: Parameter,
+    trials: Sequence[Trial],
+    best: int,
+    span: Span,
+    curve: Curve | None = None,
+    ceiling: float | None = None,
+) -> Drawing:
+    """Draw the similarity of a free alpha's blocks against its value: the curve, trials, exact optimum and best trial.
+
+    Args:
+        search: The search.
+        parameter: The free alpha.
+        trials: The completed trials to draw.
+        best: The number of the best trial.
+        span: The axis of similarity.
+        curve: The similarity along the alpha. Without it the line is the upper envelope of the trials.
+        ceiling: The highest similarity of the blocks, in [-1, 1], that a merge can reach.
+
+    Returns:
+        The chart.
+    """
     right, top, bottom = 154.0, 6.0, 88.0
     low, high = parameter.free.low, parameter.free.high
-    points = [
-        (trial.alphas[parameter.name], 100 * score, trial)
-        for trial in trials
-        if (score := block_score(trial, parameter)) is not None and math.isfinite(score)
-    ]
+    points = points_along(trials, parameter)
     chosen = next((point for point in points if point[2].number == best), None)
     at = "" if chosen is None else f", best trial at {chosen[0]:.4f} with {chosen[1]:.4f}%"
-    drawing = Drawing(160, 106, f"similarity against {parameter.name}: {len(search.trials)} trials{at}")
-
-    values = [value for _, value, _ in points]
-    lowest, highest, ticks = _axis(values, room=0.08, most=3) if values else (0.0, 1.0, [])
-    left = _margin(ticks)
+    reach = "" if ceiling is None else f", ceiling {100 * ceiling:.4f}%"
+    drawing = Drawing(160, 106, f"similarity against {parameter.name}: {len(search.trials)} trials{at}{reach}")
+    left = _margin(span.ticks)
 
     def across(alpha: float) -> float:
         return left + 4 + (alpha - low) / (high - low) * (right - left - 8)
 
+    def up(value: float) -> float:
+        return bottom - (value - span.low) / (span.high - span.low) * (bottom - top)
+
     for alpha in (low, (low + high) / 2, high):
         drawing.words("tick", across(alpha), bottom + 13, f"{alpha:.3g}", "middle")
-
-    def up(value: float) -> float:
-        return bottom - (value - lowest) / (highest - lowest) * (bottom - top)
-
-    for tick in ticks:
+    last = len(span.ticks) - 1
+    for place, (tick, text) in enumerate(zip(span.ticks, span.labels, strict=True)):
         drawing.line("grid", left, up(tick), right, up(tick))
-        drawing.words("tick", left - 4, up(tick) + 3.5, f"{tick:.10g}", "end")
-    main = _main_optimum(trials)
+        # The panels are low: the ends suffice, and the middle if there is one.
+        if place in (0, last) or 2 * place == last:
+            drawing.words("tick", left - 4, up(tick) + 3.5, text, "end")
+    if ceiling is not None:
+        drawing.line("ceiling", left, up(100 * ceiling), right, up(100 * ceiling))
+    # At an exact optimum the best trial itself shows it.
+    main = None if chosen is not None and is_exact(chosen[2]) else _main_optimum(trials)
     for alpha in [alpha for alpha, _, trial in points if trial is main]:
         drawing.line("optimum", across(alpha), top, across(alpha), bottom)
-    drawing.points("trial", ((across(alpha), up(value)) for alpha, value, _ in points))
-    if chosen is not None:
+    if curve is not None:
+        along = zip(curve.alphas[::_EVERY].tolist(), (100 * curve.similarities[::_EVERY]).tolist(), strict=True)
+        drawing.path("curve", [(across(alpha), up(value)) for alpha, value in along if value >= span.low])
+    elif len(points) > 1:
+        edge = zip(*envelope([(alpha, value) for alpha, value, _ in points]), strict=True)
+        drawing.path("envelope", [(across(alpha), up(value)) for alpha, value in edge if value >= span.low])
+    drawing.points("trial", ((across(alpha), up(value)) for alpha, value, _ in points if value >= span.low))
+    if below := [across(alpha) for alpha, value, _ in points if value < span.low]:
+        drawing.triangles(below, bottom - 6)
+    if chosen is not None and chosen[1] >= span.low:
         tip = f"best trial, {best}: {chosen[1]:.6f} % at {chosen[0]:.12g}"
         drawing.add("path", "chosen", tip=tip, d=_star(across(chosen[0]), up(chosen[1])))
     drawing.line("axis", left, bottom, right, bottom)
@@ -422,15 +433,6 @@ def _running_best(values: Sequence[float]) -> list[float]:
     for value in values:
         tops.append(max(value, tops[-1]) if tops else value)
     return tops
-
-
-def _shown_range(values: Sequence[float], tops: Sequence[float]) -> tuple[float, float]:
-    """Return the range of similarities to show, without a few trials far below, which would compress the rest."""
-    high, median = tops[-1], sorted(values)[len(values) // 2]
-    low = min(tops[0], median)
-    if min(values) < high - 3 * (high - low) < high:
-        return high - 1.2 * (high - low), high
-    return min(values), high
 
 
 def _thinned(points: Sequence[_Point]) -> Sequence[_Point]:

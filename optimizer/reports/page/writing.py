@@ -15,6 +15,7 @@ from optimizer.files import replace_text
 from optimizer.reports.drawn_pairs import DrawnPairs
 from optimizer.reports.page.contents import Page, contents
 from optimizer.reports.page.rounding import number_in_short, share_in_short
+from optimizer.reports.palette import DARK, LIGHT, number_colour, ramp_share
 from optimizer.search import Found
 
 __all__ = ["check_report_name", "report_figures", "report_page", "write_report"]
@@ -81,7 +82,14 @@ def report_page(page: Page) -> str:
         "few": number_in_short,
         "breakable": _breakable,
     }
-    style = Markup(environment.get_template("report.css").render(negative=page.scale.negative))  # noqa: S704
+    css = environment.get_template("report.css").render(
+        negative=page.scale.negative,
+        light=LIGHT,
+        dark=DARK,
+        ramp_share=ramp_share,
+        number_colour=number_colour,
+    )
+    style = Markup(css)  # noqa: S704
     script = Markup(environment.get_template("report.js").render())  # noqa: S704
     # Only this style and this script may run, so a name that escapes the escaping would still be harmless.
     policy = (

@@ -89,6 +89,31 @@ def test_history_shows_the_best_trials(folder: Path, page: Page) -> None:
         assert says(caption, value)
 
 
+def test_panels_have_curves_or_envelopes_and_ceilings(finished_fit: FitResult, tmp_path: Path) -> None:
+    """A panel by `delta` has a curve and its ceiling; one by `attention`, or without statistics, has an envelope."""
+    copy = tmp_path / "study"
+    shutil.copytree(finished_fit.study.folder, copy)
+    found = found_result(load_study(copy, with_files=False))
+    drawn = {}
+    for known in (True, False):
+        if not known:
+            (copy / "statistics.safetensors").unlink()
+        page = write_report(found, (), (), copy / "report.html", named="copy", date="2026-11-23")
+        drawn[known] = {
+            curves.search.name: {str(shape.attributes["class"]) for _, chart in panels for shape in chart.shapes}
+            for curves in page.curves
+            for panels in curves.steps.values()
+        }
+
+    lines = {"curve", "envelope", "ceiling"}
+    assert {name: styles & lines for name, styles in drawn[True].items()} == {
+        "one $ each/first": {"envelope"},
+        "one $ each/out $x_1$/<é漢>%": {"envelope"},
+        "together": {"curve", "ceiling"},
+    }
+    assert all(styles & lines == {"envelope"} for styles in drawn[False].values())
+
+
 def test_numbers_are_those_of_the_recipe(folder: Path, page: Page) -> None:
     """Each step's 26 numbers equal those of best.yaml, BASE first, and importing the notation gives the same recipe.
 
