@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
 
@@ -35,7 +35,7 @@ from optimizer.reports.page.first_screen import (
     source_lines,
     step_title,
 )
-from optimizer.reports.page.local_paths import file_name, without_folders
+from optimizer.reports.page.local_paths import address_without_folders, file_name, without_folders
 from optimizer.reports.page.remarks import Remark, remarks
 from optimizer.reports.page.rounding import few_digits, share_in_short
 from optimizer.reports.scales import Scale, short_number
@@ -302,13 +302,17 @@ def contents(
     numbers = numbers_of(recipe)
     compared = _compared(recipe, result.scores, study.stages, by_metric)
     histories = _histories(result.searches)
-    copied = for_supermerger(recipe)
+    shared = replace(
+        recipe, models={name: replace(model, file=file_name(model.file)) for name, model in recipe.models.items()}
+    )
+    copied = for_supermerger(shared)
     fits = len(copied) <= _MOST_NOTATION
     landscape = Landscape.of(result)
     spans = landscape.history_spans(histories)
     # `named` is the study's folder or its file; the results are in the folder.
     by_file = study.path is not None and PurePath(named).name == study.path.name
     folder = PurePath(named).parent if by_file else PurePath(named)
+    storage = None if storage is None else address_without_folders(storage)
     further = tuple(commands(named, folder, storage, recipe))
     drawn_with = [recipe, *([] if result.simple is None else [result.simple.recipe])]
     return Page(
@@ -324,8 +328,8 @@ def contents(
         in_short=source_lines(means, None if main is None else main.verdict, study.base or recipe.first_model()),
         pairs=pairs,
         pairs_are_old=pairs is not None and not pairs.are_of(*drawn_with),
-        notation=write_notation(recipe.trimmed()) if fits else "",
-        notation_shown=write_notation(_in_few_digits(recipe.trimmed())) if fits else "",
+        notation=write_notation(shared.trimmed()) if fits else "",
+        notation_shown=write_notation(_in_few_digits(shared.trimmed())) if fits else "",
         supermerger=copied if fits else "",
         numbers=tuple(numbers[:_MOST_STEPS]),
         numbers_left_out=max(len(numbers) - _MOST_STEPS, 0),

@@ -3,7 +3,7 @@
 import re
 from pathlib import PurePath
 
-__all__ = ["file_name", "without_folders"]
+__all__ = ["address_without_folders", "file_name", "without_folders"]
 
 # Folders of an absolute path: of Windows (C:\, \\server\), or below / on other systems. Addresses (https://) are none.
 _FOLDERS = re.compile(
@@ -15,6 +15,12 @@ _ABSOLUTE = re.compile(r"[A-Za-z]:[\\/]|[\\/]|~")
 def file_name(file: str) -> str:
     """Return a file as a recipe names it; of an absolute path only its name."""
     return re.split(r"[\\/]", file.rstrip("\\/"))[-1] if _ABSOLUTE.match(file) else file
+
+
+def address_without_folders(storage: str) -> str:
+    """Return the address of a storage; of a file's absolute path only its name."""
+    found = re.match(r"sqlite[^:/]*:///|journal:", storage)
+    return storage if found is None else found[0] + file_name(storage[found.end() :])
 
 
 def without_folders(text: str, folder: PurePath, shown: PurePath) -> str:

@@ -507,3 +507,32 @@ def test_licences_are_shown_as_they_are(stated: str, standing: str) -> None:
     assert source.standing == standing
     assert source.alarming == (standing == "unknown")
     assert not unused.alarming
+
+
+def test_no_local_path_is_on_the_page(write_sd1: Callable[..., dict], tmp_path: Path) -> None:
+    """A page to give away shows files by their names, even if recipe and study name them by absolute paths."""
+    models, folder = tmp_path / "my models", tmp_path / "study"
+    models.mkdir()
+    folder.mkdir()
+    base = write_sd1(models / "base.safetensors", seed=0)
+    for seed, name in enumerate(("x", "target"), start=1):
+        write_sd1(models / f"{name}.safetensors", seed=seed, around=base)
+    (folder / "recipe.yaml").write_text(
+        f"models: {{base: {{file: '{models / 'base.safetensors'}'}}, x: {{file: '{models / 'x.safetensors'}'}}}}\n"
+        "steps: [{name: A, mode: add_difference, a: base, b: x, c: base, alpha: {search: [0, 1]}}]\n",
+        encoding="utf-8",
+    )
+    (folder / "study.yaml").write_text(
+        f"recipe: recipe.yaml\ntarget: {{file: '{models / 'target.safetensors'}'}}\nstages: [{{name: s, trials: 1}}]\n",
+        encoding="utf-8",
+    )
+    fit(load_study(folder))
+    for missing in (False, True):
+        if missing:  # the reasons why there are no ceilings name files
+            (folder / "statistics.safetensors").unlink()
+            (models / "x.safetensors").unlink()
+        assert run("report", folder, "--storage", f"sqlite:///{(folder / 'study.db').as_posix()}") == 0
+        html = (folder / "report.html").read_text(encoding="utf-8")
+        assert str(tmp_path) not in html
+        assert "my models" not in html
+        assert "x.safetensors" in html
