@@ -17,6 +17,7 @@ COMMANDS = documented_commands()
 NOT_RUN = {
     "blockfit demo": "takes a minute: tests/demo runs it",
     "blockfit preview": "draws with a trained model: tests/pictures runs it",
+    "blockfit report mine --prompt": "draws with a trained model: tests/reports runs it",
     "blockfit dashboard": "serves until it is interrupted: tests/reports runs it",
     "blockfit fit mine --workers 4": "starts processes: tests/search runs several",
     "blockfit fit mine --storage postgresql": "needs a server: tests/search starts one",

@@ -102,7 +102,7 @@ def test_panels_have_curves_or_envelopes_and_ceilings(finished_fit: FitResult, t
         drawn[known] = {
             curves.search.name: {str(shape.attributes["class"]) for _, chart in panels for shape in chart.shapes}
             for curves in page.curves
-            for panels in curves.steps.values()
+            for _, panels in curves.steps
         }
 
     lines = {"curve", "envelope", "ceiling"}
