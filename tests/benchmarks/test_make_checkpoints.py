@@ -60,7 +60,7 @@ def test_full_size_shapes_at_known_places(maker: ModuleType) -> None:
     assert shapes[unet + "input_blocks.6.0.op.bias"] == (640,)
     assert shapes["first_stage_model.decoder.up.1.block.0.nin_shortcut.weight"] == (256, 512, 1, 1)
     layout = load_layout("sd1")
-    assert all(f"{prefix}.to_q.weight" in shapes for prefix in layout.attention.values())
+    assert all(f"{prefix}.to_q.weight" in shapes for (prefix,) in layout.attention.values())
     assert {layout.block_of(name, "supermerger") for name in shapes} == set(layout.blocks)
 
 
