@@ -85,7 +85,7 @@ class Layout:
     betas: Betas | None = None
     others: tuple[str, ...] = ()
     inpainting: Inpainting | None = None
-    attention: Mapping[str, str] = field(default_factory=dict)
+    attention: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     projections: tuple[str, str, str] = ("to_q.weight", "to_k.weight", "to_v.weight")
     base_names: tuple[re.Pattern[str], ...] = ()
     modelspec: ModelSpec | None = None

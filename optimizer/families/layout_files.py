@@ -45,6 +45,7 @@ _REGISTERED: dict[str, tuple[Path, Layout]] = {}
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _BLOCK = re.compile(r"[A-Z][A-Z0-9_]*")
 _GROUP = re.compile(r"[a-z][a-z0-9_]*")
+_NUMBERS = re.compile(r"\{(\d{1,3})-(\d{1,3})\}")
 _RANGE = re.compile(r"([A-Z_]+)(\d+)-\1(\d+)")
 _MOST_BLOCKS = 1000
 
@@ -91,6 +92,7 @@ class _Beside(UserFile):
 
 class _Attention(UserFile):
     projections: tuple[StrictStr, StrictStr, StrictStr]
+    # {0-9} stands for each number of the range.
     blocks: dict[StrictStr, StrictStr]
 
 
@@ -234,7 +236,7 @@ def _built(entry: _LayoutFile) -> Layout:
         betas=beside.betas,
         others=tuple(beside.others),
         inpainting=entry.inpainting,
-        attention={} if attention is None else attention.blocks,
+        attention={} if attention is None else {block: _ranged(text) for block, text in attention.blocks.items()},
         projections=Layout.projections if attention is None else attention.projections,
         base_names=tuple(re.compile(pattern, re.IGNORECASE) for pattern in entry.base_names),
         modelspec=entry.modelspec,
@@ -366,10 +368,11 @@ def _mistakes_of_places(entry: _LayoutFile, layout: Layout) -> Iterator[str]:
         if part_at(layout.parts, place) is None:
             yield f"places.{place}: must begin with the prefix of a part"
     for part, given in zip(layout.parts, entry.parts, strict=True):
-        uncovered = [name for name in given.holds or [""] if layout.block_of(part.prefix + name) is None]
+        begun = [part.prefix + name for name in given.holds or [""]]
+        uncovered = [name for name in begun if not name.startswith(tuple(places))]
         below = [place for place in places if part_at(layout.parts, place) is part]
         if uncovered and (given.holds or not below):
-            yield f"parts.{part.title}: {part.prefix + uncovered[0]!r} begins with no place, so it has no block"
+            yield f"parts.{part.title}: {uncovered[0]!r} begins with no place, so it has no block"
     if empty := [block for block in blocks if block not in places.values()]:
         yield f"blocks: no place assigns tensors to {', '.join(empty)}"
     for name, rules in layout.mappings.items():
@@ -382,9 +385,14 @@ def _mistakes_of_places(entry: _LayoutFile, layout: Layout) -> Iterator[str]:
         found = {layout.block_of(place, name) for name in layout.mappings for place in places if encoder.holds(place)}
         if len(found - {None}) > 1:
             yield f"parts.{encoder.title}: its places belong to several blocks, {', '.join(sorted(map(str, found)))}"
-    if entry.attention is not None:
-        for block in layout.attention:
-            yield from (f"attention.blocks.{block}: {problem}" for problem in _unknown(block, blocks))
+    for block, prefixes in layout.attention.items():
+        yield from (f"attention.blocks.{block}: {problem}" for problem in _unknown(block, blocks))
+        if not prefixes or "{" in prefixes[0]:
+            assert entry.attention is not None
+            yield (
+                f"attention.blocks.{block}: received {shown(entry.attention.blocks[block])}; must be the beginning of "
+                "the names of one self-attention, or of several with one range of their numbers, {0-9} for example"
+            )
     if layout.inpainting is not None and not layout.in_network(layout.inpainting.tensor):
         yield f"inpainting.tensor: received {shown(layout.inpainting.tensor)}; must be a tensor of the network"
     yield from _mistakes_of_tools(layout)
@@ -467,6 +475,15 @@ def _numbered(places: Mapping[str, str], blocks: Sequence[str]) -> dict[str, str
                 break
             found[place.format(n=number)] = name
     return found
+
+
+def _ranged(text: str) -> tuple[str, ...]:
+    """Return the texts that a text with a range in braces stands for: x.0 and x.1 for x.{0-1}."""
+    found = _NUMBERS.search(text)
+    if found is None:
+        return (text,)
+    before, after = text[: found.start()], text[found.end() :]
+    return tuple(f"{before}{number}{after}" for number in range(int(found[1]), int(found[2]) + 1))
 
 
 def _formatted(text: str) -> bool:

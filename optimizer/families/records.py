@@ -106,6 +106,7 @@ class MechaNames(UserFile):
         blocks: Its configuration of blocks.
         converter: Its method that converts blocks to tensors.
         mapping: The layout's mapping that the method follows.
+        others: Its blocks that the layout lacks, which recipes leave at 0.
         components: Its names of parts with their place in the layout; null for parts that no recipe merges.
         tensors: All tensors of the places that can have separate numbers, by place.
     """
@@ -114,6 +115,7 @@ class MechaNames(UserFile):
     blocks: StrictStr
     converter: StrictStr
     mapping: StrictStr
+    others: tuple[StrictStr, ...] = ()
     components: dict[StrictStr, StrictStr | None] = Field(default_factory=dict)
     tensors: dict[StrictStr, tuple[StrictStr, ...]] = Field(default_factory=dict)
 

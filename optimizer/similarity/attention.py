@@ -5,8 +5,11 @@ Per block with self-attention of width d, for a random X [d, d]:
     Q = X W_q',  K = X W_k',  V = X W_v',  S = softmax(Q K') by rows,  A[i, k] = S[i, k] * sum_j V[j, k]
     similarity = mean over rows i of cosine(A_candidate[i], A_target[i])
 
-The seed is set once, and X is drawn block after block in the order of evaluation, always on the CPU. A block therefore
-gets another X if other blocks are selected before it, as in the tool that published figures come from.
+A block with several transformer blocks has one self-attention for each; its similarity is their mean.
+
+The seed is set once, and X is drawn for one self-attention after another, in the order of evaluation and of the
+transformer blocks in a block, always on the CPU. A block therefore gets another X if other blocks are selected before
+it, as in the tool that published figures come from.
 
 Projections are linear in the weights. Each source is projected once, and a candidate's queries and keys are combined
 from these projections. Its logits Q K' are then computed in the cheapest way (`logits`), and its cosines from the
@@ -93,8 +96,8 @@ class AttentionOptions(MetricOptions):
 
 
 @dataclass(frozen=True)
-class _Block:
-    """One block under one random input.
+class _Attention:
+    """One self-attention under one random input.
 
     `target` [d, d] holds the target's outputs, each row divided by its norm.
     """
@@ -105,7 +108,7 @@ class _Block:
 
     @property
     def width(self) -> int:
-        """Number of rows and columns of the block's logits."""
+        """Number of rows and columns of the logits."""
         return self.target.shape[1]
 
     def candidates(self, coefficients: torch.Tensor, batch: int) -> Iterator[tuple[torch.Tensor, Candidates]]:
@@ -151,7 +154,9 @@ class AttentionMetric:
         self.blocks = blocks
         self._tf32 = comparison.options.of(AttentionOptions).tf32
         parts = {part.name: part for part in comparison.scored_parts(blocks)}
-        weights = [_self_attention(comparison, parts, block) for block in blocks]
+        attentions = [comparison.layout.attention[block] for block in blocks]
+        self._counts = [len(of_block) for of_block in attentions]
+        weights = [_self_attention(comparison, parts, prefix) for of_block in attentions for prefix in of_block]
         self._scorer: BatchedAttention | _OnCpu
         with float32_products(tf32=self._tf32):
             if comparison.device.type == "cpu" and not batched:
@@ -182,11 +187,13 @@ class AttentionMetric:
             Similarities in [-1, 1], float64 [n, blocks].
         """
         with float32_products(tf32=self._tf32):
-            return self._scorer.score(coefficients)
+            scores = self._scorer.score(coefficients)
+        by_block = torch.split(scores, self._counts, dim=1)
+        return torch.stack([of_block.mean(dim=1) for of_block in by_block], dim=1)
 
 
 class _OnCpu:
-    """Scores on the CPU, block by block; `weights` are each block's to_q, to_k and to_v."""
+    """Scores on the CPU, one self-attention after another; `weights` are to_q, to_k and to_v of each."""
 
     def __init__(self, comparison: Comparison, weights: Sequence[tuple[Part, Part, Part]]) -> None:
         self._workers = Workers()
@@ -194,7 +201,7 @@ class _OnCpu:
         lines = len(comparison.options.of(AttentionOptions).seeds) * sum(map(AlongLine.bytes, widths))
         with_lines = lines <= _KEPT_LIMIT
         spare = _KEPT_LIMIT - (lines if with_lines else 0)
-        self._projected: list[list[_Block]] = []
+        self._projected: list[list[_Attention]] = []
         for number, seed in enumerate(comparison.options.of(AttentionOptions).seeds):
             generator = torch.Generator().manual_seed(seed)
             projected = []
@@ -207,7 +214,7 @@ class _OnCpu:
                 source = Terms(query, key) if by_terms else Products(query, key)
                 matrices = torch.zeros(3, width * width) if with_lines else None
                 target = _outputs(_weights(comparison, of_block, comparison.target), inputs)
-                projected.append(_Block(AlongLine(source, matrices), value, target))
+                projected.append(_Attention(AlongLine(source, matrices), value, target))
                 done = number * len(weights) + position + 1
                 comparison.events.progress(
                     _PROJECTING, done, len(weights) * len(comparison.options.of(AttentionOptions).seeds)
@@ -215,13 +222,13 @@ class _OnCpu:
             self._projected.append(projected)
 
     def prepare(self, coefficients: torch.Tensor) -> None:
-        """Prepare the lines of all blocks under all seeds."""
+        """Prepare the lines of all self-attentions under all seeds."""
         for projected in self._projected:
-            for block in projected:
-                block.logits.prepare(coefficients)
+            for attention in projected:
+                attention.logits.prepare(coefficients)
 
     def score(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """Return the similarities, float64 [n, blocks], of coefficients float64 [n, groups, sources]."""
+        """Return the similarities, float64 [n, attentions], of coefficients float64 [n, groups, sources]."""
         scores = torch.zeros(len(coefficients), len(self._projected[0]), dtype=torch.float64)
         waiting: list[tuple[int, torch.Tensor, Candidates]] = []
 
@@ -232,8 +239,9 @@ class _OnCpu:
             waiting.clear()
 
         for projected in self._projected:
-            for column, block in enumerate(projected):
-                for positions, candidates in block.candidates(coefficients, max(1, _TOGETHER // block.width**2)):
+            for column, attention in enumerate(projected):
+                together = max(1, _TOGETHER // attention.width**2)
+                for positions, candidates in attention.candidates(coefficients, together):
                     waiting.append((column, positions, candidates))
                     # Dense logits take memory of their own; the matrices of weighted sums are kept anyway.
                     if isinstance(candidates.logits, Dense):
@@ -259,7 +267,7 @@ def _on_gpu(
     families = [Family(members, len(seeds), device) for members in alike.values()]
     places = {column: (family, place) for family in families for place, column in enumerate(family.columns)}
     loader = Loader(device, comparison.zeros)
-    # Drawn as on the CPU: the inputs of each seed one after another, in the order of evaluation.
+    # Drawn as on the CPU: the inputs of each seed one after another.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for column, of_block in enumerate(weights):
         family, place = places[column]
@@ -312,14 +320,16 @@ def _by_seed(
     with float32_products(tf32=comparison.options.of(AttentionOptions).tf32):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         for column, block in enumerate(blocks):
-            weights = _self_attention(comparison, parts, block)
-            target = _weights(comparison, weights, comparison.target)
-            merged = _weights(comparison, weights, coefficients)
-            width = weights[0].shape[1]
-            for row, generator in enumerate(generators):
-                inputs = torch.randn(width, width, generator=generator).to(comparison.device)
-                cosines = (_outputs(merged, inputs) * _outputs(target, inputs)).sum(dim=-1)
-                scores[row, column] = float(cosines.to(torch.float64).mean().clamp(-1, 1))
+            prefixes = comparison.layout.attention[block]
+            for weights in (_self_attention(comparison, parts, prefix) for prefix in prefixes):
+                target = _weights(comparison, weights, comparison.target)
+                merged = _weights(comparison, weights, coefficients)
+                width = weights[0].shape[1]
+                for row, generator in enumerate(generators):
+                    inputs = torch.randn(width, width, generator=generator).to(comparison.device)
+                    cosines = (_outputs(merged, inputs) * _outputs(target, inputs)).sum(dim=-1)
+                    similarity = float(cosines.to(torch.float64).mean().clamp(-1, 1))
+                    scores[row, column] += similarity / len(prefixes)
             comparison.events.progress(_OTHER_INPUTS, column + 1, len(blocks))
     comparison.check_intact()
     return scores
@@ -345,18 +355,21 @@ def _by_seed_on_gpu(
 
     with float32_products(tf32=comparison.options.of(AttentionOptions).tf32):
         for column, block in enumerate(blocks):
-            weights = _self_attention(comparison, parts, block)
-            width = weights[0].shape[1]
-            inputs = _drawn(generators, width, device)
-            query, key, value = (loader.load(part, [comparison.target])[0] for part in weights)
-            candidate = merged(weights[0]), merged(weights[1]), merged(weights[2])
-            for each in inputs:
-                cosines = (_outputs(candidate, each) * _outputs((query, key, value), each)).sum(dim=-1)
-                found.append(cosines.mean(dtype=torch.float64))
+            prefixes = comparison.layout.attention[block]
+            total = torch.zeros(len(seeds), dtype=torch.float64, device=device)
+            for weights in (_self_attention(comparison, parts, prefix) for prefix in prefixes):
+                width = weights[0].shape[1]
+                inputs = _drawn(generators, width, device)
+                query, key, value = (loader.load(part, [comparison.target])[0] for part in weights)
+                candidate = merged(weights[0]), merged(weights[1]), merged(weights[2])
+                for row, each in enumerate(inputs):
+                    cosines = (_outputs(candidate, each) * _outputs((query, key, value), each)).sum(dim=-1)
+                    total[row] += cosines.mean(dtype=torch.float64).clamp(-1, 1) / len(prefixes)
+            found.append(total)
             comparison.events.progress(_OTHER_INPUTS, column + 1, len(blocks))
     loader.check()
     comparison.check_intact()
-    return torch.stack(found).cpu().clamp(-1, 1).view(len(blocks), len(seeds)).T.contiguous()
+    return torch.stack(found, dim=1).cpu()
 
 
 def _drawn(generators: Sequence[torch.Generator], width: int, device: torch.device) -> torch.Tensor:
@@ -367,8 +380,7 @@ def _drawn(generators: Sequence[torch.Generator], width: int, device: torch.devi
     return drawn.to(device, non_blocking=True)
 
 
-def _self_attention(comparison: Comparison, parts: dict[str, Part], block: str) -> tuple[Part, Part, Part]:
-    prefix = comparison.layout.attention[block]
+def _self_attention(comparison: Comparison, parts: dict[str, Part], prefix: str) -> tuple[Part, Part, Part]:
     names = [f"{prefix}.{projection}" for projection in comparison.layout.projections]
     missing = next((name for name in names if name not in parts), None)
     if missing is not None:

@@ -121,7 +121,7 @@ def compare_coefficients(result: FitResult, planted: Recipe, comparison: Compari
 def attention_weights(checkpoint: TensorSource, blocks: Sequence[str]) -> list[Weights]:
     """Return to_q, to_k and to_v of each block's self-attention, in float32."""
     assert checkpoint.layout is not None
-    prefixes = [checkpoint.layout.attention[block] for block in blocks]
+    prefixes = [prefix for block in blocks for prefix in checkpoint.layout.attention[block]]
     return [
         (read("q"), read("k"), read("v"))
         for prefix in prefixes

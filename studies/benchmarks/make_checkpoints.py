@@ -1,11 +1,12 @@
-"""Make a family of full-size Stable Diffusion 1.5 checkpoints of random numbers, for measuring speed and memory.
+"""Make a family of full-size checkpoints of random numbers, for measuring speed and memory.
 
     python studies/benchmarks/make_checkpoints.py /tmp/family                        # 15 GB, a few minutes
     python studies/benchmarks/make_checkpoints.py /tmp/family --target-unknown 0.3
+    python studies/benchmarks/make_checkpoints.py /tmp/sdxl --family sdxl --sources 4   # 35 GB
     python studies/benchmarks/make_checkpoints.py /tmp/small --small                 # a sixteenth of the width, seconds
 
-Names and shapes of all 1130 floating-point tensors are those of Stable Diffusion 1.5. They follow from its structure,
-so nothing is downloaded. The script writes, in float16:
+Names and shapes of all floating-point tensors are those of Stable Diffusion 1.5 (1130 tensors) or SDXL (2514). They
+follow from the families' structure, so nothing is downloaded. The script writes, in float16:
 
     base.safetensors           random numbers of realistic sizes
     one.safetensors ...        finetunes, 3 % away from the base, in partly shared directions
@@ -27,11 +28,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from full_size_shapes import FAMILIES, Shapes
 from torch import Tensor
 
 from optimizer.checkpoints import TensorSpec, open_checkpoint, write_safetensors
 from optimizer.errors import InputError
-from optimizer.families import load_layout
+from optimizer.families import Layout, load_layout
 from optimizer.merging import merge
 from optimizer.recipes import Alpha, Model, Recipe, Step, load_recipe, save_recipe
 from optimizer.similarity import select_device
@@ -41,157 +43,6 @@ SMALL = 16  # divisor of the widths of a small family
 DISTANCE = 0.03  # of a finetune from the base, relative to the base
 SHARED = 0.6  # part of that distance that all finetunes share; sqrt(1 - 0.6**2) = 0.8 belongs to each alone
 LOGITS = 3.0  # standard deviation of the self-attention's logits on random inputs
-
-UNET = "model.diffusion_model."
-TEXT = "cond_stage_model.transformer.text_model."
-VAE = "first_stage_model."
-POSITION_IDS = TEXT + "embeddings.position_ids"
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-# --- Names and shapes -------------------------------------------------------------------------------------------------
-
-
-def stable_diffusion_shapes(divisor: int = 1) -> Shapes:
-    """Return {name: shape} of the floating-point tensors of Stable Diffusion 1.5, with widths divided by `divisor`."""
-    return {**_unet(divisor), **_text_encoder(divisor), **_autoencoder(divisor)}
-
-
-def _layer(shapes: Shapes, name: str, *shape: int, bias: bool = True) -> None:
-    shapes[f"{name}.weight"] = shape
-    if bias:
-        shapes[f"{name}.bias"] = shape[:1]
-
-
-def _unet(divisor: int) -> Shapes:
-    shapes: Shapes = {}
-    width, context = 320 // divisor, 768 // divisor
-    levels = (width, 2 * width, 4 * width, 4 * width)
-    embedding = 4 * width
-
-    _layer(shapes, UNET + "time_embed.0", embedding, width)
-    _layer(shapes, UNET + "time_embed.2", embedding, embedding)
-    _layer(shapes, UNET + "input_blocks.0.0", width, 4, 3, 3)
-    skipped, size, block = [width], width, 0
-    for level, wide in enumerate(levels):
-        for _ in range(2):
-            block += 1
-            _residual(shapes, f"{UNET}input_blocks.{block}.0", size, wide, embedding)
-            if level < 3:
-                _transformer(shapes, f"{UNET}input_blocks.{block}.1", wide, context)
-            size = wide
-            skipped.append(size)
-        if level < 3:
-            block += 1
-            _layer(shapes, f"{UNET}input_blocks.{block}.0.op", size, size, 3, 3)
-            skipped.append(size)
-    _residual(shapes, UNET + "middle_block.0", size, size, embedding)
-    _transformer(shapes, UNET + "middle_block.1", size, context)
-    _residual(shapes, UNET + "middle_block.2", size, size, embedding)
-    block = 0
-    for level, wide in reversed(list(enumerate(levels))):
-        for position in range(3):
-            _residual(shapes, f"{UNET}output_blocks.{block}.0", size + skipped.pop(), wide, embedding)
-            size = wide
-            if level < 3:
-                _transformer(shapes, f"{UNET}output_blocks.{block}.1", size, context)
-            if level > 0 and position == 2:
-                _layer(shapes, f"{UNET}output_blocks.{block}.{2 if level < 3 else 1}.conv", size, size, 3, 3)
-            block += 1
-    _layer(shapes, UNET + "out.0", size)
-    _layer(shapes, UNET + "out.2", 4, size, 3, 3)
-    return shapes
-
-
-def _residual(shapes: Shapes, name: str, before: int, after: int, embedding: int) -> None:
-    _layer(shapes, f"{name}.in_layers.0", before)
-    _layer(shapes, f"{name}.in_layers.2", after, before, 3, 3)
-    _layer(shapes, f"{name}.emb_layers.1", after, embedding)
-    _layer(shapes, f"{name}.out_layers.0", after)
-    _layer(shapes, f"{name}.out_layers.3", after, after, 3, 3)
-    if before != after:
-        _layer(shapes, f"{name}.skip_connection", after, before, 1, 1)
-
-
-def _transformer(shapes: Shapes, name: str, size: int, context: int) -> None:
-    _layer(shapes, f"{name}.norm", size)
-    _layer(shapes, f"{name}.proj_in", size, size, 1, 1)
-    inner = f"{name}.transformer_blocks.0"
-    for attention, seen in (("attn1", size), ("attn2", context)):
-        _layer(shapes, f"{inner}.{attention}.to_q", size, size, bias=False)
-        _layer(shapes, f"{inner}.{attention}.to_k", size, seen, bias=False)
-        _layer(shapes, f"{inner}.{attention}.to_v", size, seen, bias=False)
-        _layer(shapes, f"{inner}.{attention}.to_out.0", size, size)
-    _layer(shapes, f"{inner}.ff.net.0.proj", 8 * size, size)
-    _layer(shapes, f"{inner}.ff.net.2", size, 4 * size)
-    for number in (1, 2, 3):
-        _layer(shapes, f"{inner}.norm{number}", size)
-    _layer(shapes, f"{name}.proj_out", size, size, 1, 1)
-
-
-def _text_encoder(divisor: int) -> Shapes:
-    shapes: Shapes = {}
-    width = 768 // divisor
-    _layer(shapes, TEXT + "embeddings.token_embedding", 49408 // divisor, width, bias=False)
-    _layer(shapes, TEXT + "embeddings.position_embedding", 77, width, bias=False)
-    for number in range(12):
-        name = f"{TEXT}encoder.layers.{number}"
-        for projection in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            _layer(shapes, f"{name}.self_attn.{projection}", width, width)
-        _layer(shapes, f"{name}.layer_norm1", width)
-        _layer(shapes, f"{name}.mlp.fc1", 4 * width, width)
-        _layer(shapes, f"{name}.mlp.fc2", width, 4 * width)
-        _layer(shapes, f"{name}.layer_norm2", width)
-    _layer(shapes, TEXT + "final_layer_norm", width)
-    return shapes
-
-
-def _autoencoder(divisor: int) -> Shapes:
-    shapes: Shapes = {}
-    width = 128 // divisor
-    levels = (width, 2 * width, 4 * width, 4 * width)
-
-    def residual(name: str, before: int, after: int) -> None:
-        _layer(shapes, f"{name}.norm1", before)
-        _layer(shapes, f"{name}.conv1", after, before, 3, 3)
-        _layer(shapes, f"{name}.norm2", after)
-        _layer(shapes, f"{name}.conv2", after, after, 3, 3)
-        if before != after:
-            _layer(shapes, f"{name}.nin_shortcut", after, before, 1, 1)
-
-    def middle(name: str, size: int) -> None:
-        residual(f"{name}.block_1", size, size)
-        _layer(shapes, f"{name}.attn_1.norm", size)
-        for part in ("q", "k", "v", "proj_out"):
-            _layer(shapes, f"{name}.attn_1.{part}", size, size, 1, 1)
-        residual(f"{name}.block_2", size, size)
-
-    size = width
-    _layer(shapes, VAE + "encoder.conv_in", width, 3, 3, 3)
-    for level, wide in enumerate(levels):
-        for number in range(2):
-            residual(f"{VAE}encoder.down.{level}.block.{number}", size, wide)
-            size = wide
-        if level < 3:
-            _layer(shapes, f"{VAE}encoder.down.{level}.downsample.conv", size, size, 3, 3)
-    middle(VAE + "encoder.mid", size)
-    _layer(shapes, VAE + "encoder.norm_out", size)
-    _layer(shapes, VAE + "encoder.conv_out", 8, size, 3, 3)
-    _layer(shapes, VAE + "decoder.conv_in", size, 4, 3, 3)
-    middle(VAE + "decoder.mid", size)
-    for level, wide in reversed(list(enumerate(levels))):
-        for number in range(3):
-            residual(f"{VAE}decoder.up.{level}.block.{number}", size, wide)
-            size = wide
-        if level > 0:
-            _layer(shapes, f"{VAE}decoder.up.{level}.upsample.conv", size, size, 3, 3)
-    _layer(shapes, VAE + "decoder.norm_out", size)
-    _layer(shapes, VAE + "decoder.conv_out", 3, size, 3, 3)
-    _layer(shapes, VAE + "quant_conv", 8, 8, 1, 1)
-    _layer(shapes, VAE + "post_quant_conv", 4, 4, 1, 1)
-    return shapes
-
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
@@ -209,6 +60,8 @@ def _noise(shape: tuple[int, ...], *key: object, device: torch.device = _PROCESS
 def _first(name: str, shape: tuple[int, ...], seed: int, device: torch.device = _PROCESSOR) -> Tensor:
     """Return a tensor of the base: matrices of about 1 / sqrt(inputs), norms around 1, small biases."""
     noise = _noise(shape, seed, "base", name, device=device)
+    if not shape:
+        return noise.mul_(0.05).add_(math.log(100))  # the scale of CLIP's logits
     if len(shape) == 1:
         return noise.mul_(0.1).add_(1) if name.endswith(".weight") else noise.mul_(0.05)
     if "embedding" in name:
@@ -224,13 +77,15 @@ def _size(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor)) / math.sqrt(tensor.numel())
 
 
-def _write(path: Path, shapes: Shapes, make: Callable[[str], Tensor]) -> None:
+def _write(path: Path, layout: Layout, shapes: Shapes, make: Callable[[str], Tensor]) -> None:
     """Write a checkpoint in float16, one tensor at a time, with int64 position ids."""
+    positions = {ids: shapes[embedding][0] for ids, embedding in layout.position_ids.items()}
     specs = [TensorSpec(name, torch.float16, shape) for name, shape in shapes.items()]
-    specs.append(TensorSpec(POSITION_IDS, torch.int64, (1, 77)))
+    specs += [TensorSpec(ids, torch.int64, (1, count)) for ids, count in positions.items()]
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
-        yield POSITION_IDS, torch.arange(77).reshape(1, 77)
+        for ids, count in positions.items():
+            yield ids, torch.arange(count).reshape(1, count)
         for name in shapes:
             yield name, make(name).to(torch.float16).cpu()
 
@@ -238,13 +93,12 @@ def _write(path: Path, shapes: Shapes, make: Callable[[str], Tensor]) -> None:
     write_safetensors(path, specs, tensors(), {"format": "pt"})
 
 
-def planted_recipe() -> Recipe:
-    """Return the target's recipe: three steps over the base and five finetunes, with an alpha per block."""
-    layout = load_layout("sd1")
-    names = ("base", *FINETUNES[:5])
+def planted_recipe(layout: Layout, sources: int = 6) -> Recipe:
+    """Return the target's recipe: three steps over the base and five finetunes, or three, with an alpha per block."""
+    names = ("base", *FINETUNES[: 5 if sources > 5 else 3])
 
     def alpha(low: float, high: float, stride: int) -> Alpha:
-        # The values are spread over low .. high. A stride coprime to 26 visits each of them once.
+        # The values are spread over low .. high. A stride coprime to their number visits each of them once.
         count = len(layout.blocks)
         values = (round(low + (high - low) * ((stride * row) % count) / (count - 1), 3) for row in range(count))
         return Alpha(dict(zip(layout.blocks, values, strict=True)))
@@ -256,7 +110,13 @@ def planted_recipe() -> Recipe:
         steps=(
             Step("FIRST", "add_difference", "one", "two", "base", alpha(0.1, 0.6, 7)),
             Step("SECOND", "weight_sum", "FIRST", "three", None, alpha(0.15, 0.5, 11)),
-            Step("THIRD", "add_difference", "SECOND", "four", "five", alpha(0.05, 0.4, 17)),
+            Step(
+                "THIRD",
+                "add_difference",
+                "SECOND",
+                *(("four", "five") if sources > 5 else ("one", "base")),
+                alpha(0.05, 0.4, 17),
+            ),
         ),
         output="THIRD",
     )
@@ -265,6 +125,7 @@ def planted_recipe() -> Recipe:
 def make_family(
     folder: Path,
     *,
+    family: str = "sd1",
     sources: int = 6,
     unknown: float = 0.0,
     like: str | None = None,
@@ -278,6 +139,7 @@ def make_family(
 
     Args:
         folder: The folder; it is made if necessary.
+        family: The layout of the checkpoints, one of `FAMILIES`.
         sources: The number of sources, including the base.
         unknown: The size of the target's unknown part, relative to the target's distance from the base.
         like: The finetune that the unknown part resembles (`write_target`).
@@ -285,13 +147,14 @@ def make_family(
         seed: The seed of all numbers.
         small: Whether widths are divided by SMALL.
         device: The device that draws the numbers.
-        recipe: The target's recipe, over models of the family. Default: `planted_recipe()`.
+        recipe: The target's recipe, over models of the family. Default: `planted_recipe`.
 
     Raises:
         InputError: If the disk is too small.
 
     """
-    shapes = stable_diffusion_shapes(SMALL if small else 1)
+    layout = load_layout(family)
+    shapes = FAMILIES[family](SMALL if small else 1)
     folder.mkdir(parents=True, exist_ok=True)
     # While a target with an unknown part is written, a float32 file of its known part is on the disk too.
     files = sources + (3 if unknown else 1)
@@ -299,7 +162,7 @@ def make_family(
     if (free := shutil.disk_usage(folder).free) < needed:
         raise InputError(f"{folder}: the disk is too small: {needed:,} bytes are needed, {free:,} are free")
     base = folder / "base.safetensors"
-    _write(base, shapes, lambda name: _first(name, shapes[name], seed, device))
+    _write(base, layout, shapes, lambda name: _first(name, shapes[name], seed, device))
     with open_checkpoint(base) as opened:
 
         def write_finetune(finetune: str) -> None:
@@ -309,11 +172,11 @@ def make_family(
                 away.add_(_noise(shapes[name], seed, finetune, name, device=device), alpha=math.sqrt(1 - SHARED**2))
                 return away.mul_(DISTANCE * _size(start)).add_(start)
 
-            _write(folder / f"{finetune}.safetensors", shapes, tuned)
+            _write(folder / f"{finetune}.safetensors", layout, shapes, tuned)
 
         with ThreadPoolExecutor(1 if device.type == "cpu" else _FILES_AT_ONCE) as pool:
             list(pool.map(write_finetune, FINETUNES[: sources - 1]))
-    save_recipe(recipe or planted_recipe(), folder / "planted.yaml")
+    save_recipe(recipe or planted_recipe(layout, sources), folder / "planted.yaml")
     recipe = load_recipe(folder / "planted.yaml")
     names = dict.fromkeys([*recipe.models, *([] if like is None else [like])])
     paths = {name: folder / f"{name}.safetensors" for name in names}
@@ -369,7 +232,7 @@ def write_target(
                 return tensor + added.mul_(unknown * _size(tensor - start))
 
             shapes = {name: info.shape for name, info in merged.tensors.items() if info.dtype.is_floating_point}
-            _write(target, shapes, with_unknown)
+            _write(target, recipe.layout, shapes, with_unknown)
     finally:
         known.unlink(missing_ok=True)
 
@@ -383,7 +246,8 @@ def main() -> int:
     """Read the command line, make the family, and return the exit code."""
     parser = argparse.ArgumentParser(description="Make full-size random checkpoints for measuring speed and memory.")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--sources", type=int, default=6, choices=range(6, 11), help="base and finetunes (default 6)")
+    parser.add_argument("--family", default="sd1", choices=[*FAMILIES], help="layout of the checkpoints (default sd1)")
+    parser.add_argument("--sources", type=int, default=6, choices=range(4, 11), help="base and finetunes (default 6)")
     parser.add_argument("--target-unknown", type=float, default=0.0, help="size of the target's unknown part")
     parser.add_argument(
         "--target-correlated", choices=FINETUNES, metavar="NAME", help="finetune that the unknown part resembles"
@@ -400,6 +264,7 @@ def main() -> int:
     try:
         make_family(
             given.folder,
+            family=given.family,
             sources=given.sources,
             unknown=given.target_unknown,
             like=given.target_correlated,

@@ -66,7 +66,7 @@ class MergedBlocks:
         if not chained or {step.mode for step in recipe.steps} > {"weight_sum", "add_difference"}:
             raise ValueError("the steps must be weight sums and added differences, each of the one before")
         self._blocks = tuple(blocks)
-        self._prefixes = [recipe.layout.attention[block] for block in blocks]
+        self._prefixes = [prefix for block in blocks for prefix in recipe.layout.attention[block]]
         self._tensors: dict[str, tuple[str, dict[str, Tensor]]] = {}
         with ExitStack() as stack:
             opened = {name: stack.enter_context(open_checkpoint(path)) for name, path in paths.items()}

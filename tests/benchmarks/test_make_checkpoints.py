@@ -29,13 +29,15 @@ def maker() -> ModuleType:
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPTS))
+        found.loader.exec_module(module)
     return module
 
 
 def test_full_size_shapes_count_as_stable_diffusion_does(maker: ModuleType) -> None:
     """UNet, text encoder and VAE have the published numbers of tensors and parameters."""
-    shapes = maker.stable_diffusion_shapes()
+    shapes = maker.FAMILIES["sd1"](1)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     by_prefix = {
         prefix: [size for name, size in sizes.items() if name.startswith(prefix)]
@@ -52,7 +54,7 @@ def test_full_size_shapes_count_as_stable_diffusion_does(maker: ModuleType) -> N
 
 def test_full_size_shapes_at_known_places(maker: ModuleType) -> None:
     """Known tensors have their published shapes, and every block of the layout has tensors."""
-    shapes = maker.stable_diffusion_shapes()
+    shapes = maker.FAMILIES["sd1"](1)
     unet = "model.diffusion_model."
     assert shapes[unet + "output_blocks.5.2.conv.weight"] == (1280, 1280, 3, 3)
     assert shapes[unet + "output_blocks.8.0.skip_connection.weight"] == (640, 960, 1, 1)
@@ -60,13 +62,46 @@ def test_full_size_shapes_at_known_places(maker: ModuleType) -> None:
     assert shapes[unet + "input_blocks.6.0.op.bias"] == (640,)
     assert shapes["first_stage_model.decoder.up.1.block.0.nin_shortcut.weight"] == (256, 512, 1, 1)
     layout = load_layout("sd1")
-    assert all(f"{prefix}.to_q.weight" in shapes for prefix in layout.attention.values())
+    assert all(f"{prefix}.to_q.weight" in shapes for (prefix,) in layout.attention.values())
     assert {layout.block_of(name, "supermerger") for name in shapes} == set(layout.blocks)
+
+
+def test_full_size_shapes_are_those_of_sdxl(maker: ModuleType) -> None:
+    """SDXL's tensors are those in sd-mecha's list, but for position ids and schedules, and count as published."""
+    from sd_mecha.extensions import model_configs
+
+    shapes = maker.FAMILIES["sdxl"](1)
+    listed = {
+        name
+        for component, keys in model_configs.resolve("sdxl-sgm").components().items()
+        for name in keys.keys()  # noqa: SIM118 - no mapping
+        if component != "scheduler" and not name.endswith("position_ids")
+    }
+    layout = load_layout("sdxl")
+    assert set(shapes) == listed - set(layout.markers)
+    sizes = dict.fromkeys(("model.diff", "conditioner.embedders.0", "conditioner.embedders.1", "first_stage"), 0)
+    for name, shape in shapes.items():
+        sizes[next(prefix for prefix in sizes if name.startswith(prefix))] += math.prod(shape)
+    # As published: UNet, CLIP ViT-L/14 and OpenCLIP ViT-bigG/14 text models, autoencoder.
+    assert list(sizes.values()) == [2_567_463_684, 123_060_480, 694_659_841, 83_653_863]
+    assert shapes["model.diffusion_model.output_blocks.2.1.transformer_blocks.9.attn2.to_k.weight"] == (1280, 2048)
+    assert all(f"{prefix}.to_q.weight" in shapes for prefixes in layout.attention.values() for prefix in prefixes)
+    assert {layout.block_of(name, "supermerger") for name in shapes} == {*layout.blocks, None}
+
+
+def test_a_small_family_of_sdxl_is_made(maker: ModuleType, tmp_path: Path) -> None:
+    """Small SDXL files have the layout and every tensor; four sources suffice."""
+    maker.make_family(tmp_path, family="sdxl", sources=4, small=True)
+    with open_checkpoint(tmp_path / "target.safetensors") as opened:
+        assert opened.layout is not None
+        assert opened.layout.name == "sdxl"
+        assert set(opened.tensors) - set(opened.layout.position_ids) == set(maker.FAMILIES["sdxl"](1))
+        assert all(torch.isfinite(opened.tensor(name)).all() for name in opened.tensors)
 
 
 def test_small_family_has_the_layout_and_all_names(maker: ModuleType, family: Path) -> None:
     """The small files have the layout sd1 and the same tensors as full-size files."""
-    names = set(maker.stable_diffusion_shapes())
+    names = set(maker.FAMILIES["sd1"](1))
     for name in ("base", "one", "two", "three", "four", "five", "target"):
         with open_checkpoint(family / f"{name}.safetensors") as opened:
             assert opened.layout is not None

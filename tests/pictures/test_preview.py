@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from optimizer.cli import main
 from optimizer.errors import InputError
-from optimizer.families import load_tokenizer, pipeline_folder
+from optimizer.families import load_layout, load_tokenizer, pipeline_folder
 from optimizer.pictures import Preview, preview
 from optimizer.recipes import load_recipe
 
@@ -447,14 +447,18 @@ def test_gpu_draws_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.full_size
 @pytest.mark.timeout(3600)
-def test_full_size_checkpoints_draw(tmp_path: Path) -> None:
+def test_full_size_checkpoints_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Full-size checkpoints draw 512 x 512 pictures with CLIP's tokenizer, equal to those of diffusers' loader."""
-    script = Path(__file__).parents[2] / "studies" / "benchmarks" / "make_checkpoints.py"
-    maker = runpy.run_path(str(script))
-    shapes = maker["stable_diffusion_shapes"]()
+    scripts = Path(__file__).parents[2] / "studies" / "benchmarks"
+    monkeypatch.syspath_prepend(str(scripts))
+    maker = runpy.run_path(str(scripts / "make_checkpoints.py"))
+    shapes = maker["FAMILIES"]["sd1"](1)
     for seed, name in enumerate(("target", "one")):
         maker["_write"](
-            tmp_path / f"{name}.safetensors", shapes, lambda key, seed=seed: maker["_first"](key, shapes[key], seed)
+            tmp_path / f"{name}.safetensors",
+            load_layout("sd1"),
+            shapes,
+            lambda key, seed=seed: maker["_first"](key, shapes[key], seed),
         )
     target, prompt = tmp_path / "target.safetensors", "a cat, oil painting"
 

@@ -25,7 +25,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 def of_width(tensors, block, width):
     """Return the tensors of a block's attention, cut to another width."""
-    prefix = LAYOUT.attention[block]
+    prefix = LAYOUT.attention[block][0]
     names = [f"{prefix}.to_{which}.weight" for which in "qkv"]
     return {name: tensors[name][:width, :width] for name in names if name in tensors}
 
@@ -35,7 +35,7 @@ def paths(tmp_path_factory, write_sd1, sd1_tensors):
     """Return base, x, y (which lacks OUT07's keys) and a target, with attention of width 16, 12 or 6."""
     folder = tmp_path_factory.mktemp("batched")
     base = sd1_tensors(seed=0, width=16)
-    lost = f"{LAYOUT.attention['OUT07']}.to_k.weight"
+    lost = f"{LAYOUT.attention['OUT07'][0]}.to_k.weight"
     options = {"base": {"distance": 0.0}, "x": {"seed": 1}, "y": {"seed": 2, "drop": [lost]}, "target": {"seed": 3}}
     for name, option in options.items():
         drop = option.pop("drop", ())
@@ -192,7 +192,7 @@ def test_lines_and_terms_that_do_not_fit_are_left_out(paths, monkeypatch, what):
 
 def test_nan_is_refused(tmp_path, kin, write_sd1):
     """NaN in a weight is refused by file and tensor, though all are checked at the end."""
-    name = f"{LAYOUT.attention['OUT05']}.to_v.weight"
+    name = f"{LAYOUT.attention['OUT05'][0]}.to_v.weight"
     write_sd1(tmp_path / "nan.safetensors", width=16, overrides={name: torch.full((16, 16), float("nan"))})
     broken = {**kin.paths, "y": tmp_path / "nan.safetensors"}
     with open_attention(broken, (1, 2)) as comparison, pytest.raises(CheckpointError) as caught:

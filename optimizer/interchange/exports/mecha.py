@@ -159,7 +159,8 @@ def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha, vae: floa
     """
     names = _names(recipe.layout)
     # List every block: sd-mecha silently leaves out the tensors of missing blocks.
-    numbers = " ".join(f"{block}={alpha.at(block)!r}" for block in recipe.layout.blocks)
+    listed = {block: alpha.at(block) for block in recipe.layout.blocks} | dict.fromkeys(names.others, 0.0)
+    numbers = " ".join(f"{block}={number!r}" for block, number in listed.items())
     values = written.add(f"dict {numbers}")
     blocks = written.add(f'literal {values} model_config="{names.blocks}" merge_space="param"')
     result = written.merge(names.converter, blocks)
