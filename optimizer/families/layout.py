@@ -199,7 +199,10 @@ class Layout:
 
     def scores(self, name: str) -> bool:
         """Return whether a tensor of this canonical name counts in the similarity of its block."""
-        return self.merges(name) and next(part.scores for part in self.parts if part.holds(name))
+        if not self.merges(name):
+            return False
+        part = next(part for part in self.parts if part.holds(name))
+        return part.scores and not name.startswith(part.unscored)
 
     def missing(self, names: Collection[str]) -> str | None:
         """Return why tensors of these canonical names form no checkpoint of this layout; None if they do."""

@@ -74,6 +74,7 @@ class _Part(UserFile):
     holds: list[StrictStr] = Field(default_factory=list)
     needs: list[StrictStr] = Field(default_factory=list)
     scores: StrictBool = True
+    unscored: list[StrictStr] = Field(default_factory=list)
     float16: StrictBool = True
     encoder: _Encoder | None = None
 
@@ -278,6 +279,7 @@ def _part(given: _Part, places: Sequence[str]) -> ModelPart:
         sections=tuple(sections),
         needs=tuple(given.needs),
         scores=given.scores,
+        unscored=tuple(given.prefix + name for name in given.unscored),
         float16=given.float16,
     )
 

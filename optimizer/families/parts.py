@@ -22,6 +22,7 @@ class ModelPart:
             "" stands for any.
         needs: The names, without the prefix, of tensors that the part cannot lack.
         scores: Whether the part counts in similarities.
+        unscored: The beginnings of the names of its tensors that count in none, although the part does.
         float16: Whether the part draws pictures in float16 on a GPU.
     """
 
@@ -32,6 +33,7 @@ class ModelPart:
     sections: tuple[str, ...] = ("",)
     needs: tuple[str, ...] = ()
     scores: bool = True
+    unscored: tuple[str, ...] = ()
     float16: bool = True
 
     def holds(self, name: str) -> bool:
