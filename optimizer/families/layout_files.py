@@ -75,6 +75,7 @@ class _Part(UserFile):
     needs: list[StrictStr] = Field(default_factory=list)
     scores: StrictBool = True
     unscored: list[StrictStr] = Field(default_factory=list)
+    apart: StrictBool = False
     float16: StrictBool = True
     encoder: _Encoder | None = None
 
@@ -280,6 +281,7 @@ def _part(given: _Part, places: Sequence[str]) -> ModelPart:
         needs=tuple(given.needs),
         scores=given.scores,
         unscored=tuple(given.prefix + name for name in given.unscored),
+        apart=given.apart,
         float16=given.float16,
     )
 

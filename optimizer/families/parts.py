@@ -23,6 +23,7 @@ class ModelPart:
         needs: The names, without the prefix, of tensors that the part cannot lack.
         scores: Whether the part counts in similarities.
         unscored: The beginnings of the names of its tensors that count in none, although the part does.
+        apart: Whether the family's models usually have it in a file of its own, so that its absence is not unusual.
         float16: Whether the part draws pictures in float16 on a GPU.
     """
 
@@ -34,6 +35,7 @@ class ModelPart:
     needs: tuple[str, ...] = ()
     scores: bool = True
     unscored: tuple[str, ...] = ()
+    apart: bool = False
     float16: bool = True
 
     def holds(self, name: str) -> bool:

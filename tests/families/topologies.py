@@ -4,6 +4,7 @@ Each function builds them from the sizes of the network, as its authors' code do
 `make_family` writes a base, two finetunes of it and a merge of them.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -414,7 +415,9 @@ def anima_network() -> Shapes:
     return net.shapes
 
 
-def wan_network(width: int, inner: int, blocks: int, inputs: int = 16, *, image: bool = False) -> Shapes:
+def wan_network(
+    width: int, inner: int, blocks: int, inputs: int = 16, outputs: int = 16, *, image: bool = False
+) -> Shapes:
     """Return the network of Wan 2.1; with `image`, that of image-to-video."""
     net = _Names(NETWORK)
     net.linear("patch_embedding", width, inputs, 1, 2, 2)
@@ -444,7 +447,7 @@ def wan_network(width: int, inner: int, blocks: int, inputs: int = 16, *, image:
         block.linear("ffn.0", inner, width)
         block.linear("ffn.2", width, inner)
     net.one("head.modulation", 1, 2, width)
-    net.linear("head.head", 4 * 16, width)
+    net.linear("head.head", 4 * outputs, width)
     return net.shapes
 
 
@@ -455,12 +458,15 @@ def _stable_diffusion_3(network: Shapes) -> Shapes:
         **clip(f"{encoders}clip_l.", 12, 768, projection=True),
         **clip(f"{encoders}clip_g.", 32, 1280, projection=True),
         **t5(f"{encoders}t5xxl."),
+        f"{encoders}t5xxl.logit_scale": (),
         **ldm_vae("first_stage_model.", 16, quant=False),
     }
 
 
 def _beside(network: Shapes, *others: Shapes) -> Shapes:
-    return {name: shape for part in (network, *others, ldm_vae("vae.", 16, quant=False)) for name, shape in part.items()}
+    return {
+        name: shape for part in (network, *others, ldm_vae("vae.", 16, quant=False)) for name, shape in part.items()
+    }
 
 
 SD2_UNET = (320, (1, 1, 1, 0), 1, 1024)
@@ -482,8 +488,14 @@ MODELS: dict[str, Callable[[], Shapes]] = {
     "sd35-large": lambda: _stable_diffusion_3(mmdit(2432, 38, 36864, norms=True)),
     "flux": lambda: _beside(flux_network(), clip("text_encoders.clip_l.", 12, 768), t5("text_encoders.t5xxl.")),
     "chroma": lambda: _beside(flux_network(distilled=True), t5("text_encoders.t5xxl.")),
-    "qwen-image": lambda: {**qwen_network(), **language_model("text_encoders.qwen25_7b.transformer.model.", 28, 3584)},
-    "z-image": lambda: _beside(z_image_network(), language_model("text_encoders.qwen3_4b.transformer.model.", 36, 2560)),
+    "qwen-image": lambda: {
+        **qwen_network(),
+        **language_model("text_encoders.qwen25_7b.transformer.model.", 28, 3584),
+        "vae.conv2.weight": (16, 16, 1, 1, 1),
+    },
+    "z-image": lambda: _beside(
+        z_image_network(), language_model("text_encoders.qwen3_4b.transformer.model.", 36, 2560)
+    ),
     "anima": lambda: {
         **anima_network(),
         **language_model("text_encoders.qwen3_06b.transformer.model.", 28, 1024),
@@ -498,10 +510,23 @@ def network_of(shapes: Mapping[str, Shape]) -> Shapes:
     return {name.removeprefix(NETWORK): shape for name, shape in shapes.items() if name.startswith(NETWORK)}
 
 
+# Layers of text encoders after the first, except OpenCLIP's last, and levels of a VAE after the first.
+_FURTHER = re.compile(
+    r"(text_encoders|cond_stage_model|conditioner)\..*\.(layers|block|resblocks)\.(?!0\.|23\.)\d+\."
+    r"|(first_stage_model|vae)\..*\.(down|up)\.[1-3]\."
+)
+
+
 def tiny(shapes: Mapping[str, Shape], width: int = 3) -> Shapes:
-    """Return shapes with axes of `width` at most, except those that identify the family."""
+    """Return a small model with the same network.
+
+    Axes have `width` numbers at most, except those that identify the family. Text encoders have one layer, OpenCLIP's
+    layer 23 besides, and VAEs one level.
+    """
     found: Shapes = {}
     for name, shape in shapes.items():
+        if _FURTHER.match(name):
+            continue
         axis = _MEASURED.get(name.removeprefix(NETWORK))
         found[name] = tuple(size if n == axis else min(size, width) for n, size in enumerate(shape))
     return found
