@@ -101,6 +101,7 @@ class _Attention(UserFile):
 class _LayoutFile(UserFile):
     name: StrictStr
     title: StrictStr
+    about: StrictStr = ""
     blocks: list[StrictStr]
     groups: dict[StrictStr, _Blocks] = Field(default_factory=dict)
     unet: tuple[StrictStr, StrictStr, StrictStr] | None = None
@@ -219,6 +220,7 @@ def _built(entry: _LayoutFile) -> Layout:
     return Layout(
         name=entry.name,
         title=entry.title,
+        about=entry.about,
         blocks=blocks,
         groups={name: _listed(text, blocks) for name, text in entry.groups.items()},
         aliases=entry.aliases,

@@ -621,10 +621,8 @@ def test_networks_are_named(tmp_path, name, shapes, title, evidence):
 
     with open_checkpoint(path) as checkpoint:
         layout = checkpoint.layout and checkpoint.layout.name
-        assert (name, "sd1" if title is None else "sd2" if name in OPENED_SD2 else None) == (
-            checkpoint.kind.name,
-            layout,
-        )
+        opened = "sd1" if title is None else "sd2" if name in OPENED_SD2 else None
+        assert (name, opened) == (checkpoint.kind.name, layout)
     if title is not None:
         more = f"; {SINGLE_FILE}" if "diffusers names" in title else ""
         assert f"is {title} ({evidence}); {NEEDED}{more}" == problem(path)

@@ -272,6 +272,30 @@ def test_diffusers_turns_names_into_its_own(family):
     assert {n: tuple(t.shape) for n, t in found.items()} == {n: tuple(t.shape) for n, t in expected.items()}
 
 
+@pytest.mark.parametrize(
+    ("family", "published", "others"),
+    [
+        ("sd2", ["v2-1_768-ema-pruned", "v2-1_512-nonema-pruned", "512-base-ema"], ["toonv2-pruned", "sd15"]),
+        ("sdxl-refiner", ["sd_xl_refiner_1.0", "sd_xl_refiner_1.0_0.9vae"], ["sd_xl_base_1.0"]),
+        ("sd3-medium", ["sd3_medium", "sd3_medium_incl_clips_t5xxlfp16"], ["sd3.5_medium"]),
+        ("sd35-medium", ["sd3.5_medium"], ["sd3_medium", "sd3.5_large"]),
+        ("sd35-large", ["sd3.5_large", "sd3.5_large_turbo"], ["sd3.5_medium"]),
+        ("flux", ["flux1-dev", "flux1-schnell", "flux1-dev-fp8", "flux1-kontext-dev"], ["ultraflux", "flux1-devAnime"]),
+        ("chroma", ["Chroma1-HD", "chroma-unlocked-v35"], ["mychroma", "chromatic"]),
+        ("qwen-image", ["qwen_image_bf16", "qwen_image_edit_2509_bf16"], ["qwen-image-anime"]),
+        ("z-image", ["z_image_turbo_bf16", "z_image_bf16"], ["jazz-images", "z_image_anime"]),
+        ("anima", ["anima-preview", "anima"], ["animagine", "anime"]),
+        ("wan21", ["wan2.1_t2v_1.3B_fp16", "wan2.2_ti2v_5B_fp16"], ["swan", "wan_anime"]),
+    ],
+)
+def test_base_models_are_known_by_their_files(family, published, others):
+    """The files of published base models are known as bases by their names, and those of finetunes are not."""
+    patterns = load_layout(family).base_names
+
+    found = {name for name in (*published, *others) if any(pattern.search(name) for pattern in patterns)}
+    assert found == set(published)
+
+
 # --- Blocks -----------------------------------------------------------------------------------------------------------
 
 

@@ -150,9 +150,10 @@ def test_an_unknown_layout_is_described_by_its_names(tmp_path):
 
     assert (found.layout, found.blocks, found.kind.name) == (None, {}, "embedding")
     (sentence,) = found.unusual
+    every = ", ".join(layout_names())
     assert sentence == (
-        f"no known layout: must be a checkpoint of one of the layouts {', '.join(layout_names())}; it is loaded beside a "
-        "checkpoint and is no part of it"
+        f"no known layout: must be a checkpoint of one of the layouts {every}; it is loaded beside a checkpoint and is "
+        "no part of it"
     )
 
 
