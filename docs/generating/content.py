@@ -32,6 +32,7 @@ def environment() -> jinja2.Environment:
         commands=commands,
         recipe_fields=lambda: fields("recipe"),
         study_fields=lambda: fields("study"),
+        families=families,
         layouts=layouts,
         names=names,
         notebook=notebook,
@@ -138,15 +139,67 @@ def _cell(text: str) -> str:
 
 
 def layouts() -> str:
-    """Return a section for each layout: its blocks in the order of the numbers."""
+    """Return a table of the layouts with their blocks."""
     from optimizer.families import layout_names, load_layout  # noqa: PLC0415
 
-    parts = []
-    for name in layout_names():
-        blocks = load_layout(name).blocks
-        listed = ", ".join(f"`{block}`" for block in blocks)
-        parts.append(f"## {name}\n\n{len(blocks)} blocks, in the order of a list of numbers: {listed}.\n")
-    return "\n".join(parts)
+    rows = ["| layout | family | blocks |", "|---|---|---|"]
+    for layout in map(load_layout, layout_names()):
+        link = f"[`{layout.name}`](families.md#{layout.name})"
+        rows.append(f"| {link} | {layout.title} | {len(layout.blocks)}: {layout.describe_blocks(layout.blocks)} |")
+    return "\n".join(rows)
+
+
+def families() -> str:
+    """Return a section for each layout: its blocks in the order of the numbers, mappings, exports and metrics."""
+    from optimizer.families import layout_names, load_layout  # noqa: PLC0415
+
+    return "\n".join(_family(load_layout(name)) for name in layout_names())
+
+
+def _family(layout: Any) -> str:
+    from optimizer.errors import InputError  # noqa: PLC0415
+    from optimizer.interchange import EXPORTS  # noqa: PLC0415
+    from optimizer.similarity.registry import METRICS  # noqa: PLC0415
+
+    places: dict[str, list[str]] = {}
+    for place in layout.places:
+        places.setdefault(re.sub(r"\.\d+\.$", ".N.", place), []).append(layout.block_of(place) or "")
+    rows = [
+        f"| `{place}` | {layout.describe_blocks(filter(None, blocks)) or 'stays that of the first input'} |"
+        for place, blocks in places.items()
+    ]
+    exports = [f"`{name}`" for name, export in EXPORTS.items() if layout.name in export.layouts()]
+    offered, refused = [], []
+    for name, kind in METRICS.items():
+        try:
+            kind.check_offered(layout)
+        except InputError:
+            refused.append(f"`{name}` ({kind.absent})")
+        else:
+            offered.append(f"`{name}`")
+    mappings = ", ".join(f"`{name}`" for name in layout.mappings)
+    return "\n".join(
+        [
+            f"## {layout.name}",
+            "",
+            layout.about or f"{layout.title}.",
+            "",
+            f"{len(layout.blocks)} blocks, in the order of a list of numbers: {', '.join(_runs(layout))}.",
+            "",
+            f"| names that begin with | block (mapping `{layout.default_mapping}`) |",
+            "|---|---|",
+            *rows,
+            "",
+            f"* Mappings: {mappings}; the first is that of recipes without one.",
+            f"* Exports: {', '.join(exports) or 'none; no other tool that blockfit writes for has its blocks'}.",
+            f"* Metrics: {', '.join(offered)}{'; not offered: ' if refused else ''}{', '.join(refused)}.",
+            "",
+        ]
+    )
+
+
+def _runs(layout: Any) -> list[str]:
+    return [f"`{run}`" for run in layout.describe_blocks(layout.blocks).split(",")]
 
 
 def samplers() -> str:

@@ -7,6 +7,8 @@ from optimizer.families import Layout, detect_layout, layout_names, load_layout
 
 __all__ = ["describe_misfit", "kind_and_layout", "layout_of"]
 
+_MOST_TITLES = 2  # in a message; more layouts are listed by their names
+
 
 def kind_and_layout(
     shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], *, file_name: str = ""
@@ -56,7 +58,11 @@ def describe_misfit(kind: FileKind | None, stored_names: Sequence[str], expected
     Returns:
         The kind or the first names, and the checkpoints that are accepted.
     """
-    needed = " or ".join(f"{layout.title} (layout {layout.name})" for layout in expected)
+    needed = (
+        " or ".join(f"{layout.title} (layout {layout.name})" for layout in expected)
+        if len(expected) <= _MOST_TITLES
+        else f"one of the layouts {', '.join(layout.name for layout in expected)}"
+    )
     named = next((layout for layout in expected if kind is not None and kind.layout == layout.name), None)
     reasons = {layout.name: layout.missing({layout.canonical(name) for name in stored_names}) for layout in expected}
     if kind is None:

@@ -62,6 +62,7 @@ class Layout:
         base_names: Patterns of the file names of base models, the likeliest first.
         modelspec: The family in the Stability model spec.
         tools: The conventions of other tools for the family.
+        about: Sentences for the documentation: which models have the layout, and whose names its blocks have.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Layout:
     base_names: tuple[re.Pattern[str], ...] = ()
     modelspec: ModelSpec | None = None
     tools: Tools = field(default_factory=Tools)
+    about: str = ""
     _tables: dict[str, tuple[tuple[str, str | None], ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -199,7 +201,10 @@ class Layout:
 
     def scores(self, name: str) -> bool:
         """Return whether a tensor of this canonical name counts in the similarity of its block."""
-        return self.merges(name) and next(part.scores for part in self.parts if part.holds(name))
+        if not self.merges(name):
+            return False
+        part = next(part for part in self.parts if part.holds(name))
+        return part.scores and not name.startswith(part.unscored)
 
     def missing(self, names: Collection[str]) -> str | None:
         """Return why tensors of these canonical names form no checkpoint of this layout; None if they do."""

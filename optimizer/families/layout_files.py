@@ -74,6 +74,8 @@ class _Part(UserFile):
     holds: list[StrictStr] = Field(default_factory=list)
     needs: list[StrictStr] = Field(default_factory=list)
     scores: StrictBool = True
+    unscored: list[StrictStr] = Field(default_factory=list)
+    apart: StrictBool = False
     float16: StrictBool = True
     encoder: _Encoder | None = None
 
@@ -99,6 +101,7 @@ class _Attention(UserFile):
 class _LayoutFile(UserFile):
     name: StrictStr
     title: StrictStr
+    about: StrictStr = ""
     blocks: list[StrictStr]
     groups: dict[StrictStr, _Blocks] = Field(default_factory=dict)
     unet: tuple[StrictStr, StrictStr, StrictStr] | None = None
@@ -217,6 +220,7 @@ def _built(entry: _LayoutFile) -> Layout:
     return Layout(
         name=entry.name,
         title=entry.title,
+        about=entry.about,
         blocks=blocks,
         groups={name: _listed(text, blocks) for name, text in entry.groups.items()},
         aliases=entry.aliases,
@@ -278,6 +282,8 @@ def _part(given: _Part, places: Sequence[str]) -> ModelPart:
         sections=tuple(sections),
         needs=tuple(given.needs),
         scores=given.scores,
+        unscored=tuple(given.prefix + name for name in given.unscored),
+        apart=given.apart,
         float16=given.float16,
     )
 

@@ -22,6 +22,8 @@ class ModelPart:
             "" stands for any.
         needs: The names, without the prefix, of tensors that the part cannot lack.
         scores: Whether the part counts in similarities.
+        unscored: The beginnings of the names of its tensors that count in none, although the part does.
+        apart: Whether the family's models usually have it in a file of its own, so that its absence is not unusual.
         float16: Whether the part draws pictures in float16 on a GPU.
     """
 
@@ -32,6 +34,8 @@ class ModelPart:
     sections: tuple[str, ...] = ("",)
     needs: tuple[str, ...] = ()
     scores: bool = True
+    unscored: tuple[str, ...] = ()
+    apart: bool = False
     float16: bool = True
 
     def holds(self, name: str) -> bool:

@@ -160,7 +160,7 @@ def _unusual_names(checkpoint: TensorSource) -> list[str]:
         return [f"no known layout: {reason}", *_unusual_dtypes(tensors, ())]
     found: list[str] = []
     held = {layout.part_of(name) for name in tensors if layout.merges(name)}
-    lacking = [part.title for part in layout.parts if part.title not in held]
+    lacking = [part.title for part in layout.parts if part.title not in held and not part.apart]
     found += [f"no {title}: a merge takes it from another input" for title in lacking]
     copies = sum(name.startswith(layout.ema) for name in tensors)
     if copies:

@@ -113,7 +113,7 @@ def _warn_of_lacking(
         return
     holding = {position: _first_of(part, source, layout) for position, source in enumerate(sources.values())}
     lacking = [source for position, source in enumerate(sources.values()) if holding[position] is None]
-    if not lacking:
+    if not lacking or (part.apart and len(lacking) == len(sources)):
         return
     holders = [position for position, name in holding.items() if name is not None]
     counting: Collection[int] = ()
@@ -127,7 +127,7 @@ def _warn_of_lacking(
 
 def _warn_of_uncompared(checkpoint: TensorSource, layout: Layout) -> None:
     for part in _optional_parts(layout):
-        if _first_of(part, checkpoint, layout) is None:
+        if not part.apart and _first_of(part, checkpoint, layout) is None:
             block = part.block if isinstance(part, TextEncoder) else None
             of_block = [encoder for encoder in layout.text_encoders if encoder.block == block]
             follows = f"so {block} is not compared" if len(of_block) == 1 else f"so {block} is compared without it"

@@ -137,7 +137,7 @@ METRICS: dict[str, MetricKind] = {
             reads_statistics=False,
             options=AttentionOptions,
             by_seed=attention_by_seed,
-            absent="its layout does not list its self-attention",
+            absent="it is defined for UNets whose layout lists their self-attention",
         ),
         MetricKind(
             "encoder",

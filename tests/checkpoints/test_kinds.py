@@ -14,7 +14,7 @@ from optimizer.checkpoints import open_checkpoint
 from optimizer.checkpoints.kinds import kind_of
 from optimizer.cli import main
 from optimizer.errors import CheckpointError
-from optimizer.families import load_layout
+from optimizer.families import layout_names, load_layout
 from optimizer.library import inspect_checkpoint
 
 UNET = "model.diffusion_model."
@@ -97,6 +97,8 @@ COSMOS = {"x_embedder.proj.1.weight": (2048, 68), "blocks.0.mlp.layer1.weight": 
 ANIMA = COSMOS | {"llm_adapter.blocks.0.cross_attn.q_proj.weight": (16, 16)}
 WAN = {"head.modulation": (1, 2, 5120), "patch_embedding.weight": (5120, 16, 1, 2, 2)}
 
+# Kinds of SD 2.x whose tensors below are all that its layout requires.
+OPENED_SD2 = ("sd2", "sd2-unet", "sd2-depth", "sd2-inpainting", "sd2-edit")
 # Name, tensors, title and evidence; title and evidence are None where a checkpoint of SD 1.x is opened.
 NETWORKS = [
     ("sd1-inpainting", under(UNET, unet(768, 9)) | CLIP_L | VAE, None, None),
@@ -613,12 +615,14 @@ def problem(path: Path) -> str:
     ("name", "shapes", "title", "evidence"), NETWORKS, ids=[f"{case[0]}-{n}" for n, case in enumerate(NETWORKS)]
 )
 def test_networks_are_named(tmp_path, name, shapes, title, evidence):
-    """A model of each family is named with its evidence; only Stable Diffusion 1.x is opened."""
+    """A model of each family is named with its evidence; those that have all that their layout requires are opened."""
     path = tmp_path / "a.safetensors"
     write_header(path, shapes)
 
     with open_checkpoint(path) as checkpoint:
-        assert (name, title is None) == (checkpoint.kind.name, checkpoint.layout is not None)
+        layout = checkpoint.layout and checkpoint.layout.name
+        opened = "sd1" if title is None else "sd2" if name in OPENED_SD2 else None
+        assert (name, opened) == (checkpoint.kind.name, layout)
     if title is not None:
         more = f"; {SINGLE_FILE}" if "diffusers names" in title else ""
         assert f"is {title} ({evidence}); {NEEDED}{more}" == problem(path)
@@ -1069,6 +1073,7 @@ def test_inspect_names_the_kind(tmp_path, capsys, monkeypatch):
                 "title": "a LoRA for SDXL in kohya's names",
                 "evidence": f"holds '{KOHYA_XL}.lora_down.weight'",
             }
-            assert entry["unusual"] == [f"no known layout: {NEEDED}; {ADDED}"]
+            every = f"must be a checkpoint of one of the layouts {', '.join(layout_names())}"
+            assert entry["unusual"] == [f"no known layout: {every}; {ADDED}"]
         else:
             assert re.search(r"kind +a LoRA for SDXL in kohya's names", text)

@@ -110,7 +110,7 @@ def test_a_layout_can_be_registered(write):
         assert (layout_names()[-1], registered_layouts()) == ("toy", (path,))
     finally:
         forget_layout("toy")
-    with pytest.raises(RecipeError, match="unknown layout 'toy'; must be one of sd1"):
+    with pytest.raises(RecipeError, match=f"unknown layout 'toy'; must be one of {', '.join(layout_names())}"):
         load_layout("toy")
 
 

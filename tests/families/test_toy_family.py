@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from optimizer.cli import main
 from optimizer.errors import RecipeError
-from optimizer.families import load_layout, register_layout
+from optimizer.families import layout_names, load_layout, register_layout
 from optimizer.families.layout_files import forget_layout
 from optimizer.interchange import EXPORTS, export_recipe
 from optimizer.interchange.notation import read_notation, write_notation
@@ -283,7 +283,8 @@ def test_tools_without_the_family_are_refused(study, name):
     with pytest.raises(RecipeError) as error:
         export_recipe(load_recipe(study / "best.yaml"), name)
 
-    assert error.value.problems == (f"layout: received 'toy'; the {name} export takes sd1",)
+    able = ", ".join(other for other in layout_names() if load_layout(other).tools.knows(name))
+    assert error.value.problems == (f"layout: received 'toy'; the {name} export takes {able}",)
 
 
 def test_presets_of_another_family_are_refused(toy):
@@ -297,7 +298,10 @@ def test_unsupported_metrics_are_refused(family, tmp_path, capsys):
     """Metrics that the layout does not support are refused in one line with the reason, before any work."""
     folder = family[0]
     target, base, fine = (str(folder / f"{name}.safetensors") for name in ("target", "toy-v1", "fine1"))
-    attention = "'attention' is not offered for Toy Transformer: its layout does not list its self-attention"
+    attention = (
+        "'attention' is not offered for Toy Transformer: it is defined for UNets whose layout lists their "
+        "self-attention"
+    )
     encoder = "'encoder' is not offered for Toy Transformer: its layout has no text encoder that blockfit can compute"
 
     assert refused(capsys, "compare", fine, "--target", target) == [
@@ -321,7 +325,8 @@ def test_a_stage_with_an_unsupported_metric_is_refused(study, tmp_path, capsys):
     (line,) = refused(capsys, "fit", str(tmp_path))
 
     assert line.endswith(
-        "metric: 'attention' is not offered for Toy Transformer: its layout does not list its self-attention"
+        "metric: 'attention' is not offered for Toy Transformer: it is defined for UNets whose layout lists their "
+        "self-attention"
     )
 
 

@@ -330,7 +330,7 @@ def contents(
         pairs_are_old=pairs is not None and not pairs.are_of(*drawn_with),
         notation=write_notation(shared.trimmed()) if fits else "",
         notation_shown=write_notation(_in_few_digits(shared.trimmed())) if fits else "",
-        supermerger=copied if fits else "",
+        supermerger=copied if fits and layout.tools.knows("supermerger") else "",
         numbers=tuple(numbers[:_MOST_STEPS]),
         numbers_left_out=max(len(numbers) - _MOST_STEPS, 0),
         compared=tuple(compared[:_MOST_STEPS]),

@@ -165,11 +165,13 @@ def commands(named: str, folder: PurePath, storage: str | None, recipe: Recipe) 
     yield Command("fit, or resume the fit", f"blockfit fit {study}{stored}")
     yield Command("merge", f"blockfit merge {best} -o {_file_name(recipe.name)}.safetensors", first=True)
     alphas = [alpha for step in recipe.ancestors() for alpha in step.alphas.values()]
-    if all(0 <= number <= 1 for alpha in alphas for number in _all(recipe, alpha)):
+    tools = recipe.layout.tools
+    if tools.knows("comfyui") and all(0 <= number <= 1 for alpha in alphas for number in _all(recipe, alpha)):
         yield Command("export to ComfyUI", f"blockfit export {best} --to comfyui -o workflow.json", first=True)
-    else:  # ComfyUI merges with ratios from 0 to 1
+    elif tools.knows("mecha"):  # ComfyUI merges with ratios from 0 to 1
         yield Command("export to sd-mecha", f"blockfit export {best} --to mecha -o recipe.mecha", first=True)
-    yield Command("export for SuperMerger", f"blockfit export {best} --to supermerger -o recipe.txt")
+    if tools.knows("supermerger"):
+        yield Command("export for SuperMerger", f"blockfit export {best} --to supermerger -o recipe.txt")
     yield Command("compute what these sources can reach", f"blockfit ceiling {study}")
     yield Command("write this page", f"blockfit report {study}{stored}")
 
