@@ -146,7 +146,7 @@ def _layout_of(checkpoint: TensorSource) -> Layout:
     layout = checkpoint.layout
     if layout is None:
         raise CheckpointError(f"{checkpoint.label}: {unfit(checkpoint)}")
-    if layout.readable_encoder is None or layout.vae is None:
+    if not layout.draws:
         raise CheckpointError(
             f"{checkpoint.label}: is {layout.title}; blockfit draws no pictures with it, as its layout has no pipeline"
         )
