@@ -64,7 +64,7 @@ def _selected(source: TensorSource, layout: Layout) -> Pipeline:
         raise CheckpointError(f"{source.label}: has no {encoder.title}: tensor {tokens!r} is missing")
     if embedding.shape[0] not in pipelines:
         raise CheckpointError(
-            f"{source.label}: the text encoder has {embedding.shape[0]:,} tokens; {layout.name} has "
+            f"{source.label}: the {encoder.title} has {embedding.shape[0]:,} tokens; {layout.name} has "
             f"tokenizers of {known}"
         )
     return pipelines[embedding.shape[0]]

@@ -180,10 +180,11 @@ class EncoderMetric:
         encoders = encoders_of(target, layout)
         options = comparison.options.of(EncoderOptions).resolved(target, layout)
         _check_clip_skips(encoders, {"": options.clip_skip})
-        self._models = tuple(TextModel(encoder, target, options.clip_skip) for encoder in encoders)
+        tokenizer = load_tokenizer(pipeline_of(target, layout))
+        self._models = tuple(TextModel(each, target, options.clip_skip, len(tokenizer)) for each in encoders)
         parts = _parts(comparison, encoders, self._models, blocks)
         longest = min(model.positions for model in self._models)
-        tokens, used = _tokens(pipeline_of(target, layout), options.texts or (), longest)
+        tokens, used = _tokens(tokenizer, options.texts or (), longest)
         self._batches = tuple(_batches(tokens, device))
         self._positions = torch.arange(longest, device=device)[None]
         read = _read if device.type == "cpu" else _read_to_gpu
@@ -198,8 +199,8 @@ class EncoderMetric:
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Add up the sources once for the line through these coefficients [n, groups, sources], n at least 3.
 
-        Until the next call, candidates on the line take one addition instead of one for each source. The line takes the
-        memory of two text encoders.
+        Until the next call, candidates on the line take one addition instead of one for each source. The line takes
+        twice the memory of the text encoders in float32.
         """
         self._lines = {}
         for weights in self._weights:
@@ -372,10 +373,8 @@ def _parts(
         part = scored.get(name)
         if part is None or name not in comparison.target.tensors:
             lacking = [file for file in (comparison.target, *sources) if name not in file.tensors]
-            raise CheckpointError(
-                f"{file.label}: tensor {name!r} is missing, or not of floating point"
-                for file in lacking or [comparison.target]
-            )
+            labels = dict.fromkeys(file.label for file in lacking or [comparison.target])
+            raise CheckpointError(f"{label}: tensor {name!r} is missing, or not of floating point" for label in labels)
         for file in (comparison.target, [*sources][part.holders[0]]):
             if (stored := file.tensors[name].shape) != shape:
                 raise CheckpointError(
@@ -386,9 +385,9 @@ def _parts(
     return found
 
 
-def _tokens(pipeline: Path, prompts: Sequence[str], longest: int) -> tuple[list[list[int]], torch.Tensor]:
+def _tokens(tokenizer: Any, prompts: Sequence[str], longest: int) -> tuple[list[list[int]], torch.Tensor]:
     """Return the prompts' tokens as positions among the used ones, and the used ones, int64 [used]."""
-    found = load_tokenizer(pipeline)(list(prompts), truncation=True, max_length=longest)["input_ids"]
+    found = tokenizer(list(prompts), truncation=True, max_length=longest)["input_ids"]
     used = sorted({token for prompt in found for token in prompt})
     numbers = {token: number for number, token in enumerate(used)}
     return [[numbers[token] for token in prompt] for prompt in found], torch.tensor(used)

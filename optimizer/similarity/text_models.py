@@ -22,13 +22,14 @@ class TextModel:
         positions: The most tokens of a prompt.
     """
 
-    def __init__(self, encoder: TextEncoder, checkpoint: TensorSource, clip_skip: int) -> None:
+    def __init__(self, encoder: TextEncoder, checkpoint: TensorSource, clip_skip: int, vocabulary: int) -> None:
         """Read the sizes, but no weights.
 
         Args:
             encoder: The text encoder, with known states, layers, heads, activation and token table.
             checkpoint: The checkpoint whose sizes the model has.
             clip_skip: The layer, from 1, that of `encoder.states`, to `encoder.most_clip_skip`.
+            vocabulary: The number of tokens of the tokenizer.
 
         Raises:
             CheckpointError: The checkpoint lacks the encoder, or it has a width that its heads do not divide.
@@ -40,7 +41,7 @@ class TextModel:
         assert encoder.heads is not None
         if encoder.tokens not in checkpoint.tensors:
             raise CheckpointError(f"{checkpoint.label}: has no {encoder.title}: tensor {encoder.tokens!r} is missing")
-        vocabulary, width = _sizes(checkpoint, encoder.tokens)
+        _, width = _sizes(checkpoint, encoder.tokens)
         self.positions, _ = _sizes(checkpoint, encoder.place_of(_POSITIONS)[0])
         inner, _ = _sizes(checkpoint, encoder.place_of(_INNER)[0])
         if width % encoder.heads:
