@@ -1,12 +1,13 @@
 """The pipeline configuration that a checkpoint goes with."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from optimizer.checkpoints.source import TensorSource
 from optimizer.errors import CheckpointError
-from optimizer.families import Layout, TextEncoder, pipeline_folder
+from optimizer.families import Layout, Pipeline, TextEncoder, pipeline_folder
 
-__all__ = ["pipeline_of", "readable_encoder_of"]
+__all__ = ["encoders_of", "pipeline_of", "readable_encoder_of"]
 
 
 def readable_encoder_of(layout: Layout) -> TextEncoder:
@@ -19,7 +20,8 @@ def readable_encoder_of(layout: Layout) -> TextEncoder:
 def pipeline_of(source: TensorSource, layout: Layout) -> Path:
     """Return the folder of the pipeline configuration that a checkpoint goes with.
 
-    The size of its text encoder's vocabulary decides.
+    The size of its text encoder's vocabulary decides. Raises CheckpointError if the checkpoint has no text encoder, or
+    one with an unknown number of tokens, or if the layout has no pipeline configurations.
 
     Args:
         source: The checkpoint.
@@ -27,11 +29,33 @@ def pipeline_of(source: TensorSource, layout: Layout) -> Path:
 
     Returns:
         The folder.
-
-    Raises:
-        CheckpointError: The checkpoint has no text encoder, or one with an unknown number of tokens, or the layout has
-            no pipeline configurations.
     """
+    return pipeline_folder(_selected(source, layout).name)
+
+
+def encoders_of(source: TensorSource, layout: Layout) -> tuple[TextEncoder, ...]:
+    """Return the text encoders whose states the network receives, with the layers and heads of a checkpoint's.
+
+    Raises the errors of `pipeline_of`.
+
+    Args:
+        source: The checkpoint.
+        layout: Its layout.
+
+    Returns:
+        The encoders, in the order in which their states stand side by side.
+    """
+    pipeline, selecting = _selected(source, layout), layout.readable_encoder
+    return tuple(
+        replace(encoder, layers=pipeline.layers or encoder.layers, heads=pipeline.heads or encoder.heads)
+        if encoder is selecting
+        else encoder
+        for encoder in layout.readable_encoders
+    )
+
+
+def _selected(source: TensorSource, layout: Layout) -> Pipeline:
+    """Return the pipeline configuration that the size of the vocabulary selects, or raise CheckpointError."""
     encoder = readable_encoder_of(layout)
     pipelines, tokens = encoder.pipelines or {}, encoder.tokens or ""
     known = ", ".join(f"{count:,} ({pipeline.name})" for count, pipeline in pipelines.items())
@@ -40,7 +64,7 @@ def pipeline_of(source: TensorSource, layout: Layout) -> Path:
         raise CheckpointError(f"{source.label}: has no {encoder.title}: tensor {tokens!r} is missing")
     if embedding.shape[0] not in pipelines:
         raise CheckpointError(
-            f"{source.label}: the text encoder has {embedding.shape[0]:,} tokens; {layout.name} has "
+            f"{source.label}: the {encoder.title} has {embedding.shape[0]:,} tokens; {layout.name} has "
             f"tokenizers of {known}"
         )
-    return pipeline_folder(pipelines[embedding.shape[0]].name)
+    return pipelines[embedding.shape[0]]

@@ -64,6 +64,11 @@ class Prediction:
         return "v" if self._marked else self.stated[0][2] if self.stated else "epsilon"
 
     @property
+    def ends_in_noise(self) -> bool:
+        """Whether the file states that its schedule ends in pure noise, at zero terminal SNR."""
+        return self.zero is not None or "ztsnr" in self.markers
+
+    @property
     def states_kind(self) -> bool:
         """Whether the file states the predicted quantity."""
         return self._marked or bool(self.stated)
@@ -117,8 +122,9 @@ class Prediction:
         return frozenset({self.kind} if self._marked or not self.stated else (kind for _, _, kind in self.stated))
 
     def _others(self) -> tuple[object, ...]:
-        zero = self.zero is not None or "ztsnr" in self.markers
-        return zero, sorted((name, number) for name, number in self.markers.items() if name not in ("v_pred", "ztsnr"))
+        return self.ends_in_noise, sorted(
+            (name, number) for name, number in self.markers.items() if name not in ("v_pred", "ztsnr")
+        )
 
 
 def read_prediction(checkpoint: TensorSource, layout: Layout) -> Prediction:

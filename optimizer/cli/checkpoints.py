@@ -103,7 +103,9 @@ def compare(
     clip_skip: Annotated[
         int | None,
         typer.Option(
-            "--clip-skip", min=1, help="Layer whose output encoder compares, counted from the last; default: 1."
+            "--clip-skip",
+            min=1,
+            help="Layer whose states encoder compares: 1 (default), the UNet's, or 2, the one before.",
         ),
     ] = None,
     device: Device = "auto",

@@ -15,13 +15,14 @@ from optimizer.families.layout_files import (
     registered_layouts,
 )
 from optimizer.families.parts import ModelPart, TextEncoder
-from optimizer.families.pipelines import load_tokenizer, pipeline_folder, stored_part
-from optimizer.families.records import Tools
+from optimizer.families.pipelines import load_tokenizer, pipeline_folder, prompts_file, stored_part
+from optimizer.families.records import Pipeline, Tools
 
 __all__ = [
     "DEFAULT_LAYOUT",
     "Layout",
     "ModelPart",
+    "Pipeline",
     "TextEncoder",
     "Tools",
     "built_in_presets",
@@ -31,6 +32,7 @@ __all__ = [
     "load_layout",
     "load_tokenizer",
     "pipeline_folder",
+    "prompts_file",
     "register_layout",
     "registered_layouts",
     "stored_part",

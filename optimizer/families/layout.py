@@ -110,9 +110,22 @@ class Layout:
         return next((part for part in self.parts if part.role == "vae"), None)
 
     @property
+    def readable_encoders(self) -> tuple[TextEncoder, ...]:
+        """The text encoders whose states the network receives side by side; none if there is no tokenizer for them."""
+        found = tuple(encoder for encoder in self.text_encoders if encoder.states is not None)
+        return found if any(encoder.pipelines for encoder in found) else ()
+
+    @property
     def readable_encoder(self) -> TextEncoder | None:
-        """The text encoder that the encoder metric reads and whose vocabulary selects the pipeline, if any."""
-        return next((encoder for encoder in self.text_encoders if encoder.readable), None)
+        """The one of `readable_encoders` whose vocabulary selects the pipeline, if any."""
+        return next((encoder for encoder in self.readable_encoders if encoder.pipelines), None)
+
+    @property
+    def draws(self) -> bool:
+        """Whether checkpoints of this family draw pictures, with a pipeline configuration of each part."""
+        encoder = self.readable_encoder
+        pipelines = [] if encoder is None or self.vae is None else (encoder.pipelines or {}).values()
+        return any(pipeline.guidance is not None for pipeline in pipelines)
 
     @property
     def position_ids(self) -> Mapping[str, str]:

@@ -13,8 +13,10 @@ from optimizer.errors import InputError, RecipeError
 from optimizer.families.layout import Layout, Rename, part_at
 from optimizer.families.parts import ModelPart, TextEncoder
 from optimizer.families.records import (
+    Activation,
     Betas,
     EncoderKind,
+    EncoderStates,
     Inpainting,
     ModelSpec,
     Pipeline,
@@ -62,6 +64,9 @@ class _Encoder(UserFile):
     kind: EncoderKind
     model: StrictStr
     layers: StrictInt | None = Field(default=None, ge=1)
+    heads: StrictInt | None = Field(default=None, ge=1)
+    activation: Activation | None = None
+    states: EncoderStates | None = None
     tokens: StrictStr | None = None
     position_ids: PositionIds | None = None
     pipelines: dict[StrictInt, Pipeline] = Field(default_factory=dict)
@@ -329,11 +334,8 @@ def _mistakes_of_words(entry: _LayoutFile) -> Iterator[str]:
     for part in entry.parts:
         if part.encoder is not None and part.role != "text_encoder":
             yield f"parts.{part.title}.encoder: only parts of role text_encoder have one"
-        elif part.encoder is not None and part.encoder.pipelines:
-            if part.encoder.kind != "clip":
-                yield f"parts.{part.title}.encoder.pipelines: only kind clip has pipelines; leave it out"
-            if part.encoder.tokens is None:
-                yield f"parts.{part.title}.encoder.tokens: missing; its number of rows selects the pipeline"
+        elif part.encoder is not None:
+            yield from (f"parts.{part.title}.encoder.{problem}" for problem in _mistakes_of_encoder(part.encoder))
     for place, block in entry.places.items():
         if "{" in place:
             if not _formatted(place) or not _formatted(block) or not _numbered({place: block}, blocks):
@@ -343,6 +345,20 @@ def _mistakes_of_words(entry: _LayoutFile) -> Iterator[str]:
                 )
         else:
             yield from (f"places.{place}: {problem}" for problem in _unknown(block, blocks))
+
+
+def _mistakes_of_encoder(encoder: _Encoder) -> Iterator[str]:
+    if encoder.states is None:
+        if encoder.pipelines:
+            yield "pipelines: only encoders with `states` have pipelines; leave it out"
+        return
+    if encoder.kind not in ("clip", "openclip"):
+        yield f"states: only the kinds clip and openclip can be computed, received {encoder.kind}; leave it out"
+    for field in ("layers", "heads", "activation", "tokens"):
+        if getattr(encoder, field) is None:
+            yield f"{field}: missing; the states are computed with it"
+    if encoder.layers is not None and encoder.states.layer > encoder.layers:
+        yield f"states.layer: received {encoder.states.layer}; must be 1, the last layer, to {encoder.layers}"
 
 
 def _mistakes_of_patterns(entry: _LayoutFile) -> Iterator[str]:
@@ -391,6 +407,8 @@ def _mistakes_of_places(entry: _LayoutFile, layout: Layout) -> Iterator[str]:
         found = {layout.block_of(place, name) for name in layout.mappings for place in places if encoder.holds(place)}
         if len(found - {None}) > 1:
             yield f"parts.{encoder.title}: its places belong to several blocks, {', '.join(sorted(map(str, found)))}"
+    if len(homes := list(dict.fromkeys(encoder.block for encoder in layout.readable_encoders))) > 1:
+        yield f"parts: the encoders with `states` belong to several blocks, {', '.join(homes)}; must be one"
     for block, prefixes in layout.attention.items():
         yield from (f"attention.blocks.{block}: {problem}" for problem in _unknown(block, blocks))
         if not prefixes or "{" in prefixes[0]:

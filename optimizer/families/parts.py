@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from optimizer.families.records import EncoderKind, Pipeline, PositionIds, Role
+from optimizer.families.openclip import openclip_place
+from optimizer.families.records import Activation, EncoderKind, EncoderStates, Pipeline, PositionIds, Role
 
 __all__ = ["ModelPart", "TextEncoder"]
 
@@ -50,8 +51,13 @@ class TextEncoder(ModelPart):
     Attributes:
         block: The block of its tensors.
         kind: The kind of model.
-        model: The beginning of the names of its tensors. The rest of a name is that of transformers for this kind.
+        model: The beginning of the names of its tensors. The rest of a name is that of transformers or, for the kind
+            openclip, that of OpenCLIP.
         layers: The number of transformer layers; None if unknown.
+        heads: The number of attention heads; None if unknown.
+        activation: The activation function; None if unknown.
+        states: The states that the network receives, beside those of the other encoders; None if it receives none, or
+            if blockfit cannot compute them.
         tokens: The name of the tensor with one row per token of the vocabulary; None if unknown.
         position_ids: The buffer of position ids; None without one.
         pipelines: The pipeline configurations for it, by the number of tokens.
@@ -61,16 +67,31 @@ class TextEncoder(ModelPart):
     kind: EncoderKind = "other"
     model: str = ""
     layers: int | None = None
+    heads: int | None = None
+    activation: Activation | None = None
+    states: EncoderStates | None = None
     tokens: str | None = None
     position_ids: PositionIds | None = None
     pipelines: Mapping[int, Pipeline] | None = None
 
     @property
-    def readable(self) -> bool:
-        """Whether the encoder metric can run it: transformers has the model, and a pipeline the tokenizer."""
-        return self.kind == "clip" and bool(self.pipelines) and self.tokens is not None
+    def most_clip_skip(self) -> int:
+        """The largest clip skip, which reads the first layer; 1 reads the layer of `states`."""
+        return 1 if self.states is None or self.layers is None else self.layers - self.states.layer + 1
 
     def tokens_behind(self) -> str:
         """Return the name of `tokens` without `model` before it."""
         assert self.tokens is not None
         return self.tokens.removeprefix(self.model)
+
+    def place_of(self, parameter: str) -> tuple[str, int | None]:
+        """Return where checkpoints hold a parameter of transformers' CLIPTextModel.
+
+        Args:
+            parameter: The name of the parameter, without `text_model.`.
+
+        Returns:
+            The canonical name of the tensor, and which third of its rows is the parameter, 0 to 2; None for all rows.
+        """
+        name, third = openclip_place(parameter) if self.kind == "openclip" else (parameter, None)
+        return self.model + name, third

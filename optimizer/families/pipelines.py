@@ -6,12 +6,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-__all__ = ["load_tokenizer", "pipeline_folder", "stored_part"]
+__all__ = ["load_tokenizer", "pipeline_folder", "prompts_file", "stored_part"]
 
 # The pairs that CLIP's tokenizer merges, in order of priority, one per line below a title. CLIP uses only the first:
 # of its 49,408 tokens 512 are bytes and 2 mark the ends of a text.
 _VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 _PAIRS = 49408 - 512 - 2
+_PROMPTS = "clip_prompts.txt"
 
 
 def pipeline_folder(name: str) -> Path:
@@ -34,6 +35,12 @@ def load_tokenizer(pipeline: Path) -> Any:
     return CLIPTokenizer(
         vocab={token: number for number, token in enumerate(tokens)}, merges=pairs, model_max_length=77
     )
+
+
+def prompts_file(pipeline: Path) -> Path:
+    """Return the file of the prompts of a pipeline configuration: that in its folder, else those for CLIP's tokens."""
+    own = pipeline / "prompts.txt"
+    return own if own.is_file() else Path(str(resources.files("optimizer.families") / "vocabularies" / _PROMPTS))
 
 
 def stored_part(encoder: Any) -> Any:

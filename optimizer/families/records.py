@@ -5,14 +5,16 @@ These models, with those in `layout_files`, read the file, so their fields have 
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from optimizer.files import UserFile
 
 __all__ = [
+    "Activation",
     "Betas",
     "ComfyUINodes",
     "EncoderKind",
+    "EncoderStates",
     "Inpainting",
     "MechaNames",
     "MergekitNames",
@@ -27,6 +29,7 @@ __all__ = [
 
 Role = Literal["network", "text_encoder", "vae"]
 EncoderKind = Literal["clip", "openclip", "t5", "other"]
+Activation = Literal["quick_gelu", "gelu"]
 Count = Annotated[StrictInt, Field(ge=1)]
 
 
@@ -39,10 +42,31 @@ class Betas(UserFile):
 
 
 class Pipeline(UserFile):
-    """The name of a pipeline configuration, a folder in families/pipelines, and the guidance scale of its pictures."""
+    """A pipeline configuration: its tokenizer and prompts and, if it draws pictures, the configuration of each part.
+
+    Attributes:
+        name: The name, that of a folder in families/pipelines. Without the folder, tokenizer and prompts are CLIP's.
+        guidance: The guidance scale of its pictures; None if it draws none.
+        layers: The number of the text encoder's layers, if it differs from that of the layout.
+        heads: The number of the text encoder's attention heads, if it differs from that of the layout.
+    """
 
     name: StrictStr
-    guidance: Annotated[float, Field(ge=1)]
+    guidance: Annotated[float, Field(ge=1)] | None = None
+    layers: Count | None = None
+    heads: Count | None = None
+
+
+class EncoderStates(UserFile):
+    """The hidden states of a text encoder that the network receives.
+
+    Attributes:
+        layer: The layer, counted from the last, which is 1.
+        normalized: Whether the final normalization is applied to its states.
+    """
+
+    layer: Count = 1
+    normalized: StrictBool = True
 
 
 class PositionIds(UserFile):

@@ -47,7 +47,8 @@ def default_guidance(configuration: Path) -> float:
     layouts = (load_layout(name) for name in layout_names())
     encoders = (encoder for layout in layouts for encoder in layout.text_encoders)
     pipelines = (pipeline for encoder in encoders for pipeline in (encoder.pipelines or {}).values())
-    return next(pipeline.guidance for pipeline in pipelines if pipeline.name == configuration.name)
+    scales = (pipeline.guidance for pipeline in pipelines if pipeline.name == configuration.name)
+    return next(scale for scale in scales if scale is not None)
 
 
 def check_steps(scheduler: Any, steps: int) -> None:

@@ -6,6 +6,7 @@ single-file loader with a configuration that ships with blockfit.
 # ruff: noqa: PLC0415 -- diffusers and transformers take seconds to import, so only drawing imports them.
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,9 +17,18 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from optimizer.checkpoints import TensorSource, open_checkpoint, open_vae, pipeline_of, readable_encoder_of, unfit
+from optimizer.checkpoints import (
+    Prediction,
+    TensorSource,
+    open_checkpoint,
+    open_vae,
+    pipeline_of,
+    read_prediction,
+    readable_encoder_of,
+    unfit,
+)
 from optimizer.errors import CheckpointError
-from optimizer.families import Layout, ModelPart, load_tokenizer, stored_part
+from optimizer.families import Layout, ModelPart, TextEncoder, load_tokenizer, stored_part
 
 __all__ = ["PipelineFiles", "drawn_layout", "open_pipeline", "open_scheduler", "pipeline_files", "quietly"]
 
@@ -61,7 +71,10 @@ def open_pipeline(
     tokenizer: Any = None,
     device: str | torch.device = "cpu",
 ) -> Any:
-    """Open a checkpoint as a diffusers `StableDiffusionPipeline` on `device`, offline.
+    """Open a checkpoint as a diffusers pipeline on `device`, offline.
+
+    The pipeline is a `StableDiffusionPipeline`, or a `StableDiffusionXLPipeline` for families with two text encoders.
+    Its sampler predicts what the checkpoint states: noise, or velocity.
 
     Weights are float32. On a GPU they are float16, except for parts that the layout keeps in float32, for example VAEs
     that overflow in float16 and draw black pictures. All files are closed on return.
@@ -72,7 +85,7 @@ def open_pipeline(
     Args:
         checkpoint: A checkpoint of a family with a pipeline configuration in its layout.
         vae_from: A checkpoint, or a VAE alone, whose VAE is used if `checkpoint` has none (a "NoVAE" file).
-        encoder_from: A checkpoint whose text encoder replaces that of `checkpoint`.
+        encoder_from: A checkpoint whose text encoders replace those of `checkpoint`.
         tokenizer: The tokenizer of the configuration, if it is already loaded.
         device: The torch device of the pipeline.
 
@@ -81,7 +94,12 @@ def open_pipeline(
 
     """
     with quietly():
-        from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+        from diffusers import (
+            AutoencoderKL,
+            StableDiffusionPipeline,
+            StableDiffusionXLPipeline,
+            UNet2DConditionModel,
+        )
 
         gpu = torch.device(device).type != "cpu"
         with _opened(checkpoint, vae_from, encoder_from) as (folder, files), _NotRandom():
@@ -90,30 +108,49 @@ def open_pipeline(
             def dtype(part: ModelPart | None) -> torch.dtype:
                 return torch.float16 if gpu and part is not None and part.float16 else torch.float32
 
-            encoder = readable_encoder_of(layout)
             parts = {
-                "text_encoder": _load_encoder(files["text_encoder"], folder, dtype(encoder)),
                 "unet": _load(UNet2DConditionModel, "unet", files["unet"], folder, dtype(layout.network)),
                 "vae": _load(AutoencoderKL, "vae", files["vae"], folder, dtype(layout.vae)),
+                "tokenizer": load_tokenizer(folder) if tokenizer is None else tokenizer,
+                "scheduler": open_scheduler(folder, read_prediction(files["unet"], layout)),
             }
-        pipeline = StableDiffusionPipeline(
-            **parts,
-            tokenizer=load_tokenizer(folder) if tokenizer is None else tokenizer,
-            scheduler=open_scheduler(folder),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+            for part, encoder in _encoders(layout).items():
+                parts[part] = _load_encoder(encoder, part, files["text_encoder"], folder, dtype(encoder))
+        if len(layout.readable_encoders) == 1:
+            pipeline = StableDiffusionPipeline(
+                **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            )
+        else:
+            pipeline = StableDiffusionXLPipeline(
+                **parts, tokenizer_2=_padded_by_zero(parts["tokenizer"]), add_watermarker=False
+            )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 
 
-def open_scheduler(configuration: Path) -> Any:
-    """Return the sampler of a pipeline configuration, diffusers' DDIM."""
+def open_scheduler(configuration: Path, prediction: Prediction | None = None) -> Any:
+    """Return the sampler of a pipeline configuration, diffusers' DDIM.
+
+    Args:
+        configuration: The folder of the configuration.
+        prediction: What a checkpoint predicts. Default: noise.
+
+    Returns:
+        The sampler.
+
+    """
+    changes: dict[str, Any] = {}
+    if prediction is not None and prediction.kind == "v":
+        changes["prediction_type"] = "v_prediction"
+        if prediction.ends_in_noise:
+            # The last level has no image left, so the first step must begin there.
+            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     with quietly():
         from diffusers import DDIMScheduler
 
-        return DDIMScheduler.from_pretrained(str(configuration), subfolder="scheduler", local_files_only=True)
+        return DDIMScheduler.from_pretrained(
+            str(configuration), subfolder="scheduler", local_files_only=True, **changes
+        )
 
 
 @contextlib.contextmanager
@@ -146,7 +183,7 @@ def _layout_of(checkpoint: TensorSource) -> Layout:
     layout = checkpoint.layout
     if layout is None:
         raise CheckpointError(f"{checkpoint.label}: {unfit(checkpoint)}")
-    if layout.readable_encoder is None or layout.vae is None:
+    if not layout.draws:
         raise CheckpointError(
             f"{checkpoint.label}: is {layout.title}; blockfit draws no pictures with it, as its layout has no pipeline"
         )
@@ -167,13 +204,17 @@ def _opened(
                 f"{checkpoint}: is {whole.kind}; only models with {inpainting.channels} input channels draw "
                 "from a prompt alone"
             )
+        prediction = read_prediction(whole, layout)
+        if any(marker.startswith("edm_") for marker in prediction.markers):
+            raise CheckpointError(f"{checkpoint}: {prediction.describe()}; blockfit draws no pictures with such models")
         encoder = whole
         if encoder_from is not None and encoder_from != checkpoint:
             encoder = stack.enter_context(open_checkpoint(encoder_from, layout=layout))
-        if encoder_from is None and read.tokens not in whole.tensors:
-            raise CheckpointError(
-                f"{checkpoint}: has no text encoder ({read.model}*); `encoder_from=FILE` takes that of another file"
-            )
+        for each in layout.readable_encoders if encoder_from is None else ():
+            if each.tokens not in whole.tensors:
+                raise CheckpointError(
+                    f"{checkpoint}: has no {each.title} ({each.model}*); `encoder_from=FILE` takes that of another file"
+                )
         folder = pipeline_of(encoder, layout)
         if read.tokens in whole.tensors and (needed := pipeline_of(whole, layout)) != folder:
             raise CheckpointError(
@@ -221,31 +262,64 @@ def _load(model_class: Any, part: str, file: TensorSource, folder: Path, dtype: 
         )  # fmt: skip
     except (RuntimeError, ValueError, KeyError, SingleFileComponentError) as error:
         raise _unfit(file, folder, error) from error
+    # The loader leaves weights unchanged that it does not find in the file.
+    _check_count(file, part, _prefix(file, part), _count(file, part), len(model.state_dict()))
     return _checked(model, part, file)
 
 
-def _load_encoder(file: TensorSource, folder: Path, dtype: torch.dtype) -> Any:
-    """Return the text encoder of an open file."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def _check_count(file: TensorSource, part: str, prefix: str, found: int, needed: int) -> None:
+    """Raise CheckpointError if fewer tensors of a part are found than it needs."""
+    if found < needed:
+        raise CheckpointError(f"{file.label}: has {found} {prefix}* tensors, but the {part} needs {needed}")
 
-    model = CLIPTextModel(CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True))
-    prefix = _prefix(file, "text_encoder")
+
+def _encoders(layout: Layout) -> dict[str, TextEncoder]:
+    """Return the text encoders by diffusers' names of the parts."""
+    return {
+        f"text_encoder_{number}" if number > 1 else "text_encoder": encoder
+        for number, encoder in enumerate(layout.readable_encoders, 1)
+    }
+
+
+def _load_encoder(encoder: TextEncoder, part: str, file: TensorSource, folder: Path, dtype: torch.dtype) -> Any:
+    """Return a text encoder of an open file."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig.from_pretrained(str(folder / part), local_files_only=True)
+    projects = "CLIPTextModelWithProjection" in (config.architectures or ())
+    model = CLIPTextModelWithProjection(config) if projects else CLIPTextModel(config)
+    within = stored_part(model)
+    places = {name: encoder.place_of(name) for name in within.state_dict()}
+    needed = dict.fromkeys(stored for stored, _ in places.values())
+    # OpenCLIP multiplies by the projection from the right.
+    projection = f"{encoder.model}text_projection"
+    if projects:
+        needed[projection] = None
+    _check_count(file, part, encoder.model, sum(name in file.tensors for name in needed), len(needed))
+    tensors = {name: file.tensor(name) for name in needed}
     try:
-        stored_part(model).load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in _tensors(file, "text_encoder").items()}, strict=False
+        within.load_state_dict(
+            {
+                name: tensors[stored] if third is None else tensors[stored].chunk(3)[third]
+                for name, (stored, third) in places.items()
+            }
         )
+        if projects:
+            model.text_projection.load_state_dict({"weight": tensors[projection].T})
     except RuntimeError as error:
         raise _unfit(file, folder, error) from error
-    return _checked(model.to(dtype).eval(), "text_encoder", file)
+    return _checked(model.to(dtype).eval(), part, file)
+
+
+def _padded_by_zero(tokenizer: Any) -> Any:
+    """Return a tokenizer that pads with its token 0, as OpenCLIP does."""
+    found = copy.deepcopy(tokenizer)
+    found.pad_token = found.convert_ids_to_tokens(0)
+    return found
 
 
 def _checked(model: Any, part: str, file: TensorSource) -> Any:
     """Return a loaded part, or raise CheckpointError if weights are missing or not finite."""
-    # The loaders leave weights unchanged that they do not find in the file.
-    found, needed = _count(file, part), len(model.state_dict())
-    if found < needed:
-        beginning = _prefix(file, part)
-        raise CheckpointError(f"{file.label}: has {found} {beginning}* tensors, but the {part} needs {needed}")
     for name, tensor in model.state_dict().items():
         # aminmax returns NaN if any number is NaN, and is several times as fast as testing each.
         if tensor.is_floating_point() and not torch.stack(tensor.aminmax()).isfinite().all():
@@ -273,16 +347,14 @@ def _count(file: TensorSource, part: str) -> int:
 
 
 def _weights(file: TensorSource, part: str) -> list[str]:
-    """Return the names of a part's weights in a file, without position ids."""
-    layout, prefix = _layout_of(file), _prefix(file, part)
-    return [name for name in file.tensors if name.startswith(prefix) and name not in layout.position_ids]
+    """Return the names of a part's weights in a file."""
+    prefix = _prefix(file, part)
+    return [name for name in file.tensors if name.startswith(prefix)]
 
 
 def _prefix(file: TensorSource, part: str) -> str:
-    """Return the prefix of the names of a part's weights; `part` is diffusers' name of the part."""
+    """Return the prefix of the names of a part's weights; `part` is diffusers' name, unet or vae."""
     layout = _layout_of(file)
-    if part == "text_encoder":
-        return readable_encoder_of(layout).model
     model_part = layout.network if part == "unet" else layout.vae
     assert model_part is not None
     return model_part.prefix

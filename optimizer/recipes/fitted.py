@@ -225,7 +225,7 @@ class FittedSearch(_Notes):
         blocks: The scored blocks, as a block list.
         seeds: The seeds of attention's random inputs.
         prompts: The prompts that the encoder metric read.
-        clip_skip: The layer that the encoder metric read, counted from the last, which is 1.
+        clip_skip: The layer that the encoder metric read: 1 is the one whose states the network receives.
         trials: The number of completed trials.
         best_trial: The number of the best trial.
         similarity: The similarity of the best trial, in [-1, 1].

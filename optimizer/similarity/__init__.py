@@ -7,7 +7,7 @@ from optimizer.similarity.attention import AttentionMetric, AttentionOptions
 from optimizer.similarity.comparing import Compared, compare
 from optimizer.similarity.comparison import Comparison, open_comparison, open_recipe_comparison
 from optimizer.similarity.device import chosen_device, float32_products, select_device, unused_gpu
-from optimizer.similarity.encoder import EncoderOptions, check_encoder, prompts_sha256, read_prompts
+from optimizer.similarity.encoder import EncoderOptions, check_encoder
 from optimizer.similarity.measured import (
     FileMark,
     Measured,
@@ -18,6 +18,7 @@ from optimizer.similarity.measured import (
 from optimizer.similarity.memory import MovableMetric
 from optimizer.similarity.metric import Combined, Metric, score_step, score_steps, total_similarity
 from optimizer.similarity.options import MetricOptions, Options
+from optimizer.similarity.prompts import prompts_sha256, read_prompts
 from optimizer.similarity.quadratic import ExplainedMetric, QuadraticMetric
 from optimizer.similarity.registry import (
     DEFAULT_METRIC,

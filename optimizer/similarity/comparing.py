@@ -93,7 +93,8 @@ def compare(
         base: The checkpoint that explained and delta take differences from.
         seed: Seed of attention's random inputs.
         prompts: Prompts of the encoder metric. Default: those that come with the target's layout.
-        clip_skip: Layer of the text encoder that the encoder metric reads, counted from the last. Default: 1.
+        clip_skip: Layer of the text encoders that the encoder metric reads: 1 (default) is the one whose states the
+            layout's network receives, 2 the one before.
         device: Device of the metric, or its name: auto (a GPU if one is available), cpu or cuda.
         progress: Called as progress(stage, done, total).
 

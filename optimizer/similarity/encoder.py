@@ -1,20 +1,21 @@
-"""The encoder metric: cosine of a text encoder's last hidden states over a list of prompts.
+"""The encoder metric: cosine of the text encoders' hidden states over a list of prompts.
 
 Per prompt it is the mean over the tokens, those of begin and end included, of
 
     cosine(h_candidate[token], h_target[token])
 
-where h are the hidden states that the UNet receives: the last layer's after the final normalization or, as for pictures
-drawn with `clip skip` n, the n-th last layer's after that normalization. The similarity is the mean over the prompts.
+where h are the hidden states that the network receives. The layout says of which layer they are, and whether after the
+final normalization; with `clip skip` n they are those of n - 1 layers before. The states of several encoders stand side
+by side: h of SDXL has 768 + 1280 numbers a token. The similarity is the mean over the prompts. Tensors that the states
+do not depend on, as those of later layers, do not count.
 
-transformers' CLIPTextModel computes them with the merged weights, which exist for one candidate at a time. Prompts are
-not padded to the length that the UNet requires: the encoder's attention is causal, so tokens after the end of a prompt
-do not change earlier ones. Prompts of similar length are computed together, and only those rows of the token table are
-merged that the prompts use.
+transformers' CLIPTextModel computes the states with the merged weights, which exist for one candidate at a time.
+Prompts are not padded to the length that the network requires: the encoders' attention is causal, so tokens after the
+end of a prompt do not change earlier ones. Prompts of similar length are computed together, and only those rows of the
+token tables are merged that the prompts use.
 """
 
-import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,19 +23,20 @@ from typing import Any, Self
 import torch
 from pydantic import Field, PrivateAttr, StrictInt, StrictStr
 
-from optimizer.checkpoints import TensorSource, pipeline_of, readable_encoder_of
+from optimizer.checkpoints import TensorSource, encoders_of, pipeline_of
 from optimizer.errors import CheckpointError, InputError, attempt
-from optimizer.families import Layout, load_tokenizer, stored_part
-from optimizer.files import TEXT_SUFFIXES, missing_file, named_file, read_text, shown
-from optimizer.printable import unprintable
+from optimizer.families import Layout, TextEncoder, load_tokenizer
+from optimizer.files import TEXT_SUFFIXES, missing_file, named_file, shown
 from optimizer.recipes import FittedPrompts, FittedSearch, Part
 from optimizer.similarity.comparison import Comparison
 from optimizer.similarity.device import float32_products
 from optimizer.similarity.lines import Line, find_line
 from optimizer.similarity.loading import Loader
 from optimizer.similarity.options import MetricOptions
+from optimizer.similarity.prompts import prompts_sha256, read_prompts, shipped_prompts
+from optimizer.similarity.text_models import TextModel
 
-__all__ = ["EncoderMetric", "EncoderOptions", "check_encoder", "prompts_sha256", "read_prompts", "shipped_prompts"]
+__all__ = ["EncoderMetric", "EncoderOptions", "check_encoder"]
 
 # Cost of a batch beyond its tokens, in tokens: another read of the weights, and the calls.
 _BATCH_COST = 24
@@ -44,61 +46,10 @@ _BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
 _HALF = (torch.float16, torch.bfloat16)
 # Name of the stage of the progress that users see.
 _READING = "reading the text encoders"
-# Most prompts, since more add no information about an encoder, and most bytes of a file (4 MiB).
-_MOST_PROMPTS, _LONGEST_FILE = 10_000, 1 << 22
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Return the prompts of a UTF-8 text file, one a line, without empty lines.
-
-    Args:
-        path: The file, of at most 4 MiB.
-
-    Returns:
-        The prompts, stripped.
-
-    Raises:
-        InputError: The file cannot be read, is too large, contains no prompt or too many, or unprintable characters.
-    """
-    try:
-        lines = read_text(path, InputError, most=_LONGEST_FILE).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from error
-    problems = [
-        f"{path}: line {number}: contains the character {letter!r}; leave it out"
-        for number, line in enumerate(lines, 1)
-        if (letter := unprintable(line.replace("\t", " "))) is not None
-    ]
-    if problems:
-        raise InputError(problems[:8])
-    prompts = tuple(line.strip() for line in lines if line.strip())
-    if not 0 < len(prompts) <= _MOST_PROMPTS:
-        received = f"{len(prompts):,} prompts" if prompts else "no prompt"
-        raise InputError(f"{path}: contains {received}; must contain 1 to {_MOST_PROMPTS:,} prompts, one a line")
-    return prompts
-
-
-def prompts_sha256(prompts: Iterable[str]) -> str:
-    """Return the identity of prompts: the SHA-256 of a file that contains only them, one a line.
-
-    Line ends and empty lines of the file that they were read from do not matter.
-
-    Args:
-        prompts: The prompts.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    return hashlib.sha256("".join(f"{prompt}\n" for prompt in prompts).encode("utf-8")).hexdigest()
-
-
-def shipped_prompts(target: TensorSource, layout: Layout) -> tuple[str, ...]:
-    """Return the prompts that come with the target's text encoder, or raise CheckpointError if it is unknown."""
-    return read_prompts(pipeline_of(target, layout) / "prompts.txt")
 
 
 def check_encoder(target: TensorSource, layout: Layout, clip_skips: Mapping[str, int]) -> None:
-    """Raise InputError unless the target's text encoder can be read at each of the clip skips.
+    """Raise InputError unless the target's text encoders can be read at each of the clip skips.
 
     No weights are read.
 
@@ -107,9 +58,8 @@ def check_encoder(target: TensorSource, layout: Layout, clip_skips: Mapping[str,
         layout: Its layout.
         clip_skips: Clip skips by the place where each was given; the place of the argument `clip_skip` is "".
     """
-    pipeline = pipeline_of(target, layout)
-    _configuration(pipeline, clip_skips)
-    load_tokenizer(pipeline)
+    _check_clip_skips(encoders_of(target, layout), clip_skips)
+    load_tokenizer(pipeline_of(target, layout))
 
 
 class EncoderOptions(MetricOptions):
@@ -125,7 +75,10 @@ class EncoderOptions(MetricOptions):
     )
     clip_skip: StrictInt = Field(
         default=1,
-        description="The layer of the text encoder that the encoder metric reads: 1 is the last, 2 the one before.",
+        description=(
+            "The layer of the text encoders that the encoder metric reads: 1 is the one whose states the layout's "
+            "network receives, 2 the one before."
+        ),
     )
     _texts: tuple[str, ...] | None = PrivateAttr(None)
     _sha256: str | None = PrivateAttr(None)
@@ -153,11 +106,11 @@ class EncoderOptions(MetricOptions):
             for name in type(self).model_fields
             if not used and name in given
         ]
-        encoder = layout.readable_encoder
-        layers = 1 if encoder is None or encoder.layers is None else encoder.layers
-        if not 1 <= self.clip_skip <= layers:
+        encoders = layout.readable_encoders
+        most = _most_clip_skip(encoders)
+        if not 1 <= self.clip_skip <= most:
             received = shown(self.clip_skip)
-            found.append(f"clip_skip: received {received}; must be 1, the last layer, or 2 to {layers}")
+            found.append(f"clip_skip: received {received}; must be 1, {_first_layer(encoders)}, or 2 to {most}")
         return found
 
     def loaded(self, folder: Path) -> Self:
@@ -204,9 +157,9 @@ class EncoderOptions(MetricOptions):
 
 
 class EncoderMetric:
-    """Mean over the prompts of the mean cosine of the text encoder's hidden states at `clip_skip`.
+    """Mean over the prompts of the mean cosine of the text encoders' hidden states at `clip_skip`.
 
-    `blocks` is the one block of the text encoder.
+    `blocks` is the one block of the text encoders.
     """
 
     unchanged: tuple[str, ...] = ()
@@ -214,54 +167,40 @@ class EncoderMetric:
     def __init__(self, comparison: Comparison, blocks: tuple[str, ...]) -> None:
         """Read the encoders of all checkpoints.
 
-        Raises InputError if the encoder has no layer of this `clip_skip`.
+        Raises InputError if an encoder has no layer of this `clip_skip`, and CheckpointError if a text encoder is
+        unknown or lacks tensors.
 
         Args:
             comparison: The open sources and target.
-            blocks: The block of the text encoder.
-
-        Raises:
-            CheckpointError: A text encoder is unknown, or lacks tensors.
+            blocks: The block of the text encoders.
         """
         self.blocks = blocks
         self._comparison = comparison
-        layout, device = comparison.layout, comparison.device
-        pipeline = pipeline_of(comparison.target, layout)
-        options = comparison.options.of(EncoderOptions).resolved(comparison.target, layout)
-        files = (comparison.target, *comparison.sources.values())
-        encoder = readable_encoder_of(layout)
-        if not any(encoder.tokens in source.tensors for source in comparison.sources.values()):
-            raise CheckpointError(
-                f"{source.label}: has no {encoder.title}: tensor {encoder.tokens!r} is missing"
-                for source in comparison.sources.values()
-            )
-        self._model, tokens, used = _model_and_tokens(pipeline, options.texts or (), options.clip_skip)
+        layout, target, device = comparison.layout, comparison.target, comparison.device
+        encoders = encoders_of(target, layout)
+        options = comparison.options.of(EncoderOptions).resolved(target, layout)
+        _check_clip_skips(encoders, {"": options.clip_skip})
+        tokenizer = load_tokenizer(pipeline_of(target, layout))
+        self._models = tuple(TextModel(each, target, options.clip_skip, len(tokenizer)) for each in encoders)
+        parts = _parts(comparison, encoders, self._models, blocks)
+        longest = min(model.positions for model in self._models)
+        tokens, used = _tokens(tokenizer, options.texts or (), longest)
         self._batches = tuple(_batches(tokens, device))
-        self._positions = torch.arange(self._model.config.max_position_embeddings, device=device)[None]
-        scored = {part.name: part for part in comparison.scored_parts(blocks)}
-        names = [name for name, _ in self._model.named_parameters()]
-        parts: dict[str, Part] = {}
-        for name in names:
-            stored = encoder.model + name
-            if stored not in scored:
-                lacking = [file for file in files if stored not in file.tensors] or [comparison.target]
-                raise CheckpointError(
-                    f"{file.label}: tensor {stored!r} is missing, or not of floating point" for file in lacking
-                )
-            parts[name] = scored[stored]
+        self._positions = torch.arange(longest, device=device)[None]
         read = _read if device.type == "cpu" else _read_to_gpu
-        self._weights, target = read(comparison, parts, {encoder.tokens_behind(): used})
+        rows = {encoder.tokens: used for encoder in encoders if encoder.tokens is not None}
+        self._weights, weights = read(comparison, parts, rows)
         self._lines: dict[_Weights, _AlongLine] = {}
         with float32_products(tf32=False):
-            self._target = [_normalized(states) for states in self._states(target)]
+            self._target = [_normalized(states) for states in self._states(weights)]
         comparison.check_intact()
         comparison.zeros.warn()
 
     def prepare(self, coefficients: torch.Tensor) -> None:
         """Add up the sources once for the line through these coefficients [n, groups, sources], n at least 3.
 
-        Until the next call, candidates on the line take one addition instead of one for each source. The line takes the
-        memory of two text encoders.
+        Until the next call, candidates on the line take one addition instead of one for each source. The line takes
+        twice the memory of the text encoders in float32.
         """
         self._lines = {}
         for weights in self._weights:
@@ -297,9 +236,9 @@ class EncoderMetric:
     @torch.no_grad()
     def _states(self, weights: Mapping[str, torch.Tensor]) -> Iterator[torch.Tensor]:
         """Yield the hidden states of each batch, float32 [prompts, tokens, width]."""
-        bound = {**weights, "embeddings.position_ids": self._positions}
+        bound = [(model, model.parameters(weights)) for model in self._models]
         for batch in self._batches:
-            yield torch.func.functional_call(self._model, bound, (batch.tokens,)).last_hidden_state
+            yield torch.cat([model.states(each, batch.tokens, self._positions) for model, each in bound], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -312,10 +251,10 @@ class _Batch:
 
 @dataclass(frozen=True, eq=False)
 class _Weights:
-    """Parameters of the encoder that the same sources hold, with their `row` of coefficients.
+    """Tensors of the encoders that the same sources hold, with their `row` of coefficients.
 
     `shapes` are by name. `stored` [holders] are the tensors of the sources: on the CPU mapped tensors, one for each
-    parameter; on a GPU all parameters in one tensor, so that a merge takes one operation for each source.
+    name; on a GPU all in one tensor, so that a merge takes one operation for each source.
     """
 
     row: int
@@ -336,7 +275,7 @@ class _Weights:
         return totals
 
     def named(self, tensors: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-        """Return each parameter of such sums by name."""
+        """Return each tensor of such sums by name."""
         if len(tensors) < len(self.shapes):
             tensors = torch.split(tensors[0], [shape.numel() for shape in self.shapes.values()])
         return {name: tensor.view(shape) for (name, shape), tensor in zip(self.shapes.items(), tensors, strict=True)}
@@ -344,14 +283,14 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _AlongLine:
-    """Parameters along a line of coefficients, start + a * direction, float32 in the form of `_Weights.combined`."""
+    """Tensors along a line of coefficients, start + a * direction, float32 in the form of `_Weights.combined`."""
 
     line: Line
     start: tuple[torch.Tensor, ...]
     direction: tuple[torch.Tensor, ...]
 
     def at(self, point: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the parameters at a `point` [1, holders] of the line."""
+        """Return the tensors at a `point` [1, holders] of the line."""
         place = float(self.line.positions(point)[0])
         return tuple(
             torch.add(start, direction, alpha=place)
@@ -362,7 +301,7 @@ class _AlongLine:
 def _read(
     comparison: Comparison, parts: Mapping[str, Part], rows: Mapping[str, torch.Tensor]
 ) -> tuple[tuple[_Weights, ...], dict[str, torch.Tensor]]:
-    """Return the sources' parameters as mapped, and the target's in float32; of some only `rows`, int64.
+    """Return the sources' tensors as mapped, and the target's in float32; of some only `rows`, int64.
 
     Raises CheckpointError, naming file and tensor, for NaN or Inf.
     """
@@ -386,7 +325,7 @@ def _read(
 def _read_to_gpu(
     comparison: Comparison, parts: Mapping[str, Part], rows: Mapping[str, torch.Tensor]
 ) -> tuple[tuple[_Weights, ...], dict[str, torch.Tensor]]:
-    """Return the same on a GPU, where the parameters of each source form one tensor."""
+    """Return the same on a GPU, where the tensors of each source form one."""
     sources, device = list(comparison.sources.values()), comparison.device
     loader, done = Loader(device, comparison.zeros), 0
     chosen = {name: used.to(device) for name, used in rows.items()}
@@ -416,44 +355,67 @@ def _alike(comparison: Comparison, parts: Mapping[str, Part]) -> dict[tuple[int,
     return found
 
 
-def _model_and_tokens(
-    pipeline: Path, prompts: Sequence[str], clip_skip: int
-) -> tuple[Any, list[list[int]], torch.Tensor]:
-    """Return the encoder without weights, with the layers and tokens it needs; the prompts' tokens; the used ones.
+def _parts(
+    comparison: Comparison, encoders: Sequence[TextEncoder], models: Sequence[TextModel], blocks: Sequence[str]
+) -> dict[str, Part]:
+    """Return the parts that the models need, by name, or raise CheckpointError for those that files lack."""
+    layout, sources = comparison.layout, comparison.sources.values()
+    for encoder in encoders:
+        if not any(encoder.tokens in source.tensors for source in sources):
+            raise CheckpointError(
+                f"{source.label}: has no {encoder.title}: tensor {encoder.tokens!r} is missing" for source in sources
+            )
+    # A mapping may leave tensors of an encoder to a step's first input.
+    fixed = (part for part in comparison.parts if part.block is None and layout.scores(part.name))
+    scored = {part.name: part for part in (*fixed, *comparison.scored_parts(blocks))}
+    found: dict[str, Part] = {}
+    for name, shape in ((name, shape) for model in models for name, shape in model.shapes.items()):
+        part = scored.get(name)
+        if part is None or name not in comparison.target.tensors:
+            lacking = [file for file in (comparison.target, *sources) if name not in file.tensors]
+            labels = dict.fromkeys(file.label for file in lacking or [comparison.target])
+            raise CheckpointError(f"{label}: tensor {name!r} is missing, or not of floating point" for label in labels)
+        for file in (comparison.target, [*sources][part.holders[0]]):
+            if (stored := file.tensors[name].shape) != shape:
+                raise CheckpointError(
+                    f"{file.label}: tensor {name!r} has shape {list(stored)}; must be {list(shape)} with the other "
+                    f"tensors of {comparison.target.label}"
+                )
+        found[name] = part
+    return found
 
-    The tokens of the prompts are positions in the third value, int64 [used tokens of the encoder].
-    """
-    from transformers import CLIPTextModel  # noqa: PLC0415  takes seconds
 
-    config = _configuration(pipeline, {"": clip_skip})
-    tokenizer = load_tokenizer(pipeline)
-    found = tokenizer(list(prompts), truncation=True, max_length=config.max_position_embeddings)["input_ids"]
+def _tokens(tokenizer: Any, prompts: Sequence[str], longest: int) -> tuple[list[list[int]], torch.Tensor]:
+    """Return the prompts' tokens as positions among the used ones, and the used ones, int64 [used]."""
+    found = tokenizer(list(prompts), truncation=True, max_length=longest)["input_ids"]
     used = sorted({token for prompt in found for token in prompt})
     numbers = {token: number for number, token in enumerate(used)}
-    config.num_hidden_layers -= clip_skip - 1
-    config.vocab_size = len(used)
-    # These mark the token to pool at, which is not used here.
-    config.bos_token_id = config.eos_token_id = config.pad_token_id = numbers[tokenizer.eos_token_id]
-    with torch.device("meta"):
-        model = stored_part(CLIPTextModel(config)).eval()
-    return model, [[numbers[token] for token in prompt] for prompt in found], torch.tensor(used)
+    return [[numbers[token] for token in prompt] for prompt in found], torch.tensor(used)
 
 
-def _configuration(pipeline: Path, clip_skips: Mapping[str, int]) -> Any:
-    """Return transformers' configuration of the text encoder, which must have a layer for each clip skip."""
-    from transformers import CLIPTextConfig  # noqa: PLC0415  takes seconds
-
-    config = CLIPTextConfig.from_pretrained(pipeline / "text_encoder", local_files_only=True)
+def _check_clip_skips(encoders: Sequence[TextEncoder], clip_skips: Mapping[str, int]) -> None:
+    """Raise InputError for clip skips, by the places where they were given, for which an encoder has no layer."""
+    most = _most_clip_skip(encoders)
     problems = {
-        place: f"received {number}; must be from 1, the last layer, to {config.num_hidden_layers}"
+        place: f"received {number}; must be from 1, {_first_layer(encoders)}, to {most}"
         for place, number in clip_skips.items()
-        if not 1 <= number <= config.num_hidden_layers
+        if not 1 <= number <= most
     }
     if "" in problems:
         raise InputError(problems[""], field="clip_skip")
     if problems:
         raise InputError(f"{place}: {problem}" for place, problem in problems.items())
-    return config
+
+
+def _most_clip_skip(encoders: Sequence[TextEncoder]) -> int:
+    return min((encoder.most_clip_skip for encoder in encoders), default=1)
+
+
+def _first_layer(encoders: Sequence[TextEncoder]) -> str:
+    """Return what clip skip 1 reads, for messages."""
+    layers = {encoder.states.layer for encoder in encoders if encoder.states is not None}
+    known = {1: "the last layer", 2: "the last layer but one"}
+    return known.get(layers.pop() if len(layers) == 1 else 0, "the layer that the network receives")
 
 
 def _batches(tokens: Sequence[Sequence[int]], device: torch.device) -> Iterator[_Batch]:

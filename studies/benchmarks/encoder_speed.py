@@ -33,7 +33,7 @@ from recording import add_json_option
 from torch import Tensor
 
 from optimizer.checkpoints import pipeline_of
-from optimizer.families import load_tokenizer, stored_part
+from optimizer.families import load_tokenizer, prompts_file, stored_part
 from optimizer.recipes import load_recipe
 from optimizer.similarity import EncoderOptions, Options, build_metric, read_prompts
 
@@ -81,7 +81,7 @@ def measure(folder: Path, repeats: int) -> dict[str, Any]:
             for name in model.state_dict()
         }
         model.load_state_dict(weights)
-        prompts = list(read_prompts(pipeline / "prompts.txt"))
+        prompts = list(read_prompts(prompts_file(pipeline)))
         tokenizer = load_tokenizer(pipeline)
         lengths = [len(tokens) for tokens in tokenizer(prompts)["input_ids"]]
         limit = config.max_position_embeddings

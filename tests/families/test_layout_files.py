@@ -9,6 +9,13 @@ from optimizer.families import layout_names, load_layout, register_layout, regis
 from optimizer.families.layout_files import forget_layout, read_layout
 
 TOY = (Path(__file__).parent / "toy.yaml").read_text(encoding="utf-8")
+ONE, TWO = (f"prefix: text.{name}.}}" for name in ("one", "two"))
+ENCODER = "kind: clip, model: text.one., layers: 2, heads: 2, activation: gelu, tokens: text.one.t"
+
+
+def encoder(fields, prefix=ONE):
+    """Return the end of a part in the toy family's file with the fields of a text encoder."""
+    return f"{prefix[:-1]}, encoder: {{{fields}}}}}"
 
 
 @pytest.fixture
@@ -68,6 +75,35 @@ def write(tmp_path):
             r"renames.0.to: received '\\1dit.'; the pattern has 0",
         ),
         ("base_names:", "base_name:", "base_name: unknown field; must be one of name, title, blocks, "),
+        (
+            ONE,
+            encoder("kind: t5, model: text.one., layers: 2, heads: 2, activation: gelu, tokens: t, states: {layer: 1}"),
+            "parts.first text encoder.encoder.states: only the kinds clip and openclip can be computed, received t5",
+        ),
+        (
+            ONE,
+            encoder("kind: clip, model: text.one., layers: 2, activation: gelu, tokens: t, states: {layer: 1}"),
+            "parts.first text encoder.encoder.heads: missing; the states are computed with it",
+        ),
+        (
+            ONE,
+            encoder(f"{ENCODER}, states: {{layer: 3}}"),
+            "parts.first text encoder.encoder.states.layer: received 3; must be 1, the last layer, to 2",
+        ),
+        (ONE, encoder(f"{ENCODER}, states: {{layer: 0}}"), "parts.1.encoder.states.layer: received 0; "),
+        (ONE, encoder(f"{ENCODER}, states: {{last: true}}"), "encoder.states.last: unknown field"),
+        (
+            ONE,
+            encoder(f"{ENCODER}, pipelines: {{8: {{name: p}}}}"),
+            "parts.first text encoder.encoder.pipelines: only encoders with `states` have pipelines; leave it out",
+        ),
+        (
+            f"{ONE}\n  - {{title: second text encoder, role: text_encoder, {TWO}",
+            encoder(f"{ENCODER}, states: {{layer: 1}}, pipelines: {{8: {{name: p}}}}")
+            + "\n  - {title: second text encoder, role: text_encoder, "
+            + encoder(f"{ENCODER}, states: {{layer: 1}}", TWO),
+            "parts: the encoders with `states` belong to several blocks, CLIP, T5; must be one",
+        ),
         (
             "base_names:",
             "tools: {supermerger: {presets: 3}}\nbase_names:",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from optimizer.families import load_layout, load_tokenizer, pipeline_folder
+from optimizer.families import load_layout, load_tokenizer, pipeline_folder, prompts_file
 
 # Tokens by text, without those of beginning and end, from OpenAI's tokenizer (openai/CLIP, simple_tokenizer.py). The
 # texts are the packaged prompts, their words in other orders, emphasis, signs and letters of many scripts.
@@ -41,7 +41,7 @@ def test_texts_are_tokenized_as_by_clip(clip):
 
 def test_prompts_fit_the_encoder(clip):
     """The 64 packaged prompts are among these texts, short and long, and all fit the encoder."""
-    prompts = (pipeline_folder("sd1") / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    prompts = prompts_file(pipeline_folder("sd1")).read_text(encoding="utf-8").splitlines()
 
     assert len(prompts) == len(set(prompts) & set(TOKENS)) == 64
     lengths = [len(TOKENS[prompt]) + 2 for prompt in prompts]
