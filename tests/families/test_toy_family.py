@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from optimizer.cli import main
 from optimizer.errors import RecipeError
-from optimizer.families import load_layout, register_layout
+from optimizer.families import layout_names, load_layout, register_layout
 from optimizer.families.layout_files import forget_layout
 from optimizer.interchange import EXPORTS, export_recipe
 from optimizer.interchange.notation import read_notation, write_notation
@@ -283,7 +283,8 @@ def test_tools_without_the_family_are_refused(study, name):
     with pytest.raises(RecipeError) as error:
         export_recipe(load_recipe(study / "best.yaml"), name)
 
-    assert error.value.problems == (f"layout: received 'toy'; the {name} export takes sd1",)
+    able = ", ".join(other for other in layout_names() if load_layout(other).tools.knows(name))
+    assert error.value.problems == (f"layout: received 'toy'; the {name} export takes {able}",)
 
 
 def test_presets_of_another_family_are_refused(toy):

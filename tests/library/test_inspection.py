@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from optimizer.errors import CheckpointError
+from optimizer.families import layout_names, load_layout
 from optimizer.library import HashCache, inspect_checkpoint, sha256
 
 TEXT = "cond_stage_model.transformer.text_model."
@@ -149,9 +150,9 @@ def test_an_unknown_layout_is_described_by_its_names(tmp_path):
 
     assert (found.layout, found.blocks, found.kind.name) == (None, {}, "embedding")
     (sentence,) = found.unusual
+    every = " or ".join(f"{load_layout(name).title} (layout {name})" for name in layout_names())
     assert sentence == (
-        "no known layout: must be a checkpoint of Stable Diffusion 1.x (layout sd1); it is loaded beside a checkpoint "
-        "and is no part of it"
+        f"no known layout: must be a checkpoint of {every}; it is loaded beside a checkpoint and is no part of it"
     )
 
 

@@ -32,12 +32,15 @@ def write_supermerger(recipe: Recipe) -> str:
 
     """
     problems = mapping_problems(recipe, recipe.ancestors(), "supermerger", "SuperMerger")
+    tool = recipe.layout.tools.supermerger
+    # SuperMerger does not list presets of another length.
+    listed = tool.longer if tool is not None and tool.longer else recipe.layout.blocks
     lines: dict[str, str] = {}
     for step in recipe.ancestors():
         for name, alpha in step.alphas.items():
             preset = step.name if name == "alpha" else f"{step.name}_{name}"
             values = {block: alpha.at(block) for block in recipe.layout.blocks}
-            line = preset_line(preset, values, recipe.layout.blocks)
+            line = preset_line(preset, values, listed)
             written = line.split("\t", 1)[0]
             if written in lines:
                 problems.append(

@@ -189,7 +189,7 @@ def test_mecha_by_hand(tmp_path):
         ("version 0.2.0\n", ["line 1", "0.2.0", "0.1.0"]),
         ('version 0.1.0\nmodel "a.safetensors"\nmodel "b.safetensors"\nmerge "slerp" &0 &1\n', ["line 4", "'slerp'"]),
         ('version 0.1.0\nmodel "a.safetensors"\n', ["must be a merge"]),
-        ('version 0.1.0\nmodel "a.safetensors" model_config="sdxl-sgm"\n', ["line 2", "'sdxl-sgm'", "sd1-ldm"]),
+        ('version 0.1.0\nmodel "a.safetensors" model_config="flux-flux"\n', ["line 2", "'flux-flux'", "sd1-ldm"]),
         ('version 0.1.0\nmodel "a\n', ["line 2", "quotation mark"]),
         ('version 0.1.0\nmerge "weighted_sum" &0 &1\n', ["line 2", "'&0'", "0 instructions"]),
         ('version 0.1.0\nmodel "a"\nmodel "b"\nmerge "weighted_sum" &0 &1 nan\n', ["line 4", "nan"]),
@@ -420,7 +420,7 @@ def test_comfyui_from_the_browser(tmp_path):
     ("workflow", "words"),
     [
         (api(("KSampler", {"model": ["1", 0]})), ["merges no model"]),
-        (api(("ModelMergeSDXL", {"model1": ["1", 0], "model2": ["2", 0]}), saved("4", ["1", 1])), ["ModelMergeSDXL"]),
+        (api(("ModelMergeSDXL", {"model1": ["1", 0], "model2": ["2", 0]}), saved("4", ["1", 1])), ["ModelMergeSDXL", "time_embed"]),
         (
             api(
                 ("LoraLoader", {"model": ["2", 0], "clip": ["2", 1]}),
