@@ -71,7 +71,7 @@ def import_text(
     """
     path = Path(path)
     text = _read(path)
-    given = None if layout is None else load_layout(layout)
+    given = None if layout is None else attempt(lambda: load_layout(layout), field="layout")
     read = _other_tool(text, path, given, with_parents=with_parents)
     if read is not None:
         for option, value in (("mapping", mapping), ("presets", presets)):

@@ -77,11 +77,18 @@ def executed(recipe, folder):
     return {name: value for name, value in made.items() if name not in ("__metadata__", IDS)}
 
 
-@pytest.mark.parametrize("mapping", MAPPINGS)
-def test_mecha_and_merge_give_the_tensors(family, tmp_path, mapping):
+# sd-mecha takes seconds for each step, since it walks its list of 2,500 tensors.
+@pytest.mark.parametrize(
+    ("steps", "mapping"),
+    [
+        pytest.param(CHAIN, "supermerger", id="chain"),
+        *(pytest.param(EVERY_MODE, mapping, id=mapping, marks=pytest.mark.slow) for mapping in MAPPINGS),
+    ],
+)
+def test_mecha_and_merge_give_the_tensors(family, tmp_path, steps, mapping):
     """sd-mecha and `merge` give the tensors of all four modes with every mapping."""
     folder, tensors = family
-    recipe = make_recipe(*EVERY_MODE, mapping=mapping)
+    recipe = make_recipe(*steps, mapping=mapping)
     paths = {name: folder / f"{name}.safetensors" for name in recipe.sources()}
     merge(recipe, paths, tmp_path / "out.safetensors", dtype=torch.float32)
 
@@ -93,6 +100,7 @@ def test_mecha_and_merge_give_the_tensors(family, tmp_path, mapping):
     assert_equal_tensors(written, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vae", SOURCES)
 def test_mecha_copies_the_vae(family, vae):
     """sd-mecha leaves the VAE that the recipe copies unchanged, whichever source has it."""
