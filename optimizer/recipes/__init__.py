@@ -38,6 +38,7 @@ from optimizer.recipes.presets import (
     numbers_of,
     parse_preset,
     preset_alpha,
+    preset_blocks,
     preset_line,
     read_presets,
 )
@@ -108,6 +109,7 @@ __all__ = [
     "percentage",
     "plan_parts",
     "preset_alpha",
+    "preset_blocks",
     "preset_line",
     "read_alpha",
     "read_presets",

@@ -23,6 +23,7 @@ __all__ = [
     "numbers_of",
     "parse_preset",
     "preset_alpha",
+    "preset_blocks",
     "preset_line",
     "read_presets",
 ]
@@ -214,6 +215,11 @@ def dropped_note(layout: Layout, count: int) -> str | None:
         return None
     dropped = _in_ranges([block for block in longer if block not in layout.blocks])
     return f"{count} numbers for {layout.name}: those of {dropped} are dropped, as in SuperMerger"
+
+
+def preset_blocks(layout: Layout) -> tuple[str, ...]:
+    """Return the blocks of SuperMerger's lines of presets; it lists no lines of another length."""
+    return _longer(layout) or layout.blocks
 
 
 def layout_of_counts(counts: Iterable[int]) -> Layout:

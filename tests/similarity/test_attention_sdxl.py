@@ -18,7 +18,7 @@ SELECTIONS = [
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory, write_sdxl, sdxl_tensors):
-    """Return the paths and the tensors of base, x, y and a target; M00's attention is narrower than that of the rest."""
+    """Return the paths and the tensors of base, x, y and a target; M00's attention is narrower than the others'."""
     folder = tmp_path_factory.mktemp("sdxl-attention")
     base = sdxl_tensors(width=12)
     narrow = [name for name in base if "middle_block.1.transformer_blocks" in name and ".attn1." in name]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from optimizer.errors import RecipeError
 from optimizer.interchange.exports.placement import file_text, mapping_problems, vae_shares
 from optimizer.interchange.notation import write_notation
-from optimizer.recipes import Recipe, preset_line
+from optimizer.recipes import Recipe, preset_blocks, preset_line
 
 __all__ = ["supermerger_notes", "write_supermerger"]
 
@@ -32,15 +32,12 @@ def write_supermerger(recipe: Recipe) -> str:
 
     """
     problems = mapping_problems(recipe, recipe.ancestors(), "supermerger", "SuperMerger")
-    tool = recipe.layout.tools.supermerger
-    # SuperMerger does not list presets of another length.
-    listed = tool.longer if tool is not None and tool.longer else recipe.layout.blocks
     lines: dict[str, str] = {}
     for step in recipe.ancestors():
         for name, alpha in step.alphas.items():
             preset = step.name if name == "alpha" else f"{step.name}_{name}"
             values = {block: alpha.at(block) for block in recipe.layout.blocks}
-            line = preset_line(preset, values, listed)
+            line = preset_line(preset, values, preset_blocks(recipe.layout))
             written = line.split("\t", 1)[0]
             if written in lines:
                 problems.append(
