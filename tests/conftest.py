@@ -1,4 +1,4 @@
-"""Fixtures of all tests: tiny checkpoints with the topology of Stable Diffusion 1.x."""
+"""Fixtures of all tests: tiny checkpoints with the topology of Stable Diffusion 1.x and XL."""
 
 import gc
 import os
@@ -155,43 +155,155 @@ def make_sd1_tensors(
     return {name: value for name, value in tensors.items() if not name.startswith(left_out)}
 
 
-def make_sd1(
+# SDXL's self-attention: the number of transformer blocks in each of its blocks.
+SDXL_DEPTHS = {
+    **{f"input_blocks.{n}": 2 for n in (4, 5)},
+    **{f"input_blocks.{n}": 10 for n in (7, 8)},
+    "middle_block": 10,
+    **{f"output_blocks.{n}": 10 for n in (0, 1, 2)},
+    **{f"output_blocks.{n}": 2 for n in (3, 4, 5)},
+}
+_CLIP_L, _CLIP_G = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
+
+
+def make_sdxl_shapes(*, width: int = 8, text_layers: int = 2) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each floating-point tensor of a tiny SDXL checkpoint by its name in sgm.
+
+    The blocks, and the transformer blocks in each, are those of SDXL; so are the widths of text, 2048, and of the
+    conditioning, 2816, by which it is recognised. Each transformer block has attn1 to_q, to_k, to_v of [width, width].
+    Both text encoders have `text_layers` layers, 64 tokens and 77 positions.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"] = shape
+        shapes[f"{name}.bias"] = shape[:1]
+
+    unet = "model.diffusion_model."
+    layer(unet + "time_embed.0", width, width)
+    layer(unet + "label_emb.0.0", width, 2816)
+    layer(unet + "label_emb.0.2", width, width)
+    layer(unet + "input_blocks.0.0", width, 4, 3, 3)
+    for n in (3, 6):
+        layer(unet + f"input_blocks.{n}.0.op", width, width, 3, 3)
+    residual = [*(f"input_blocks.{n}.0" for n in (1, 2, 4, 5, 7, 8)), "middle_block.0"]
+    for block in [*residual, *(f"output_blocks.{n}.0" for n in range(9))]:
+        layer(unet + block + ".in_layers.0", width)
+    for block, depth in SDXL_DEPTHS.items():
+        layer(f"{unet}{block}.1.proj_in", width, width)
+        for n in range(depth):
+            inner = f"{unet}{block}.1.transformer_blocks.{n}"
+            for matrix in ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn2.to_out.0"):
+                shapes[f"{inner}.{matrix}.weight"] = (width, width)
+    shapes[unet + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"] = (width, 2048)
+    for n in (2, 5):
+        layer(unet + f"output_blocks.{n}.2.conv", width, width, 3, 3)
+    layer(unet + "out.0", width)
+    layer(unet + "out.2", 4, width, 3, 3)
+
+    shapes[_CLIP_L + "embeddings.token_embedding.weight"] = (64, width)
+    shapes[_CLIP_L + "embeddings.position_embedding.weight"] = (77, width)
+    for n in range(text_layers):
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"):
+            layer(f"{_CLIP_L}encoder.layers.{n}.{name}", width, width)
+        layer(f"{_CLIP_L}encoder.layers.{n}.mlp.fc1", 4 * width, width)
+        layer(f"{_CLIP_L}encoder.layers.{n}.mlp.fc2", width, 4 * width)
+        layer(f"{_CLIP_L}encoder.layers.{n}.layer_norm1", width)
+        layer(f"{_CLIP_L}encoder.layers.{n}.layer_norm2", width)
+    layer(_CLIP_L + "final_layer_norm", width)
+
+    shapes[_CLIP_G + "token_embedding.weight"] = (64, width)
+    shapes[_CLIP_G + "positional_embedding"] = (77, width)
+    for n in range(text_layers):
+        inner = f"{_CLIP_G}transformer.resblocks.{n}"
+        shapes[f"{inner}.attn.in_proj_weight"] = (3 * width, width)
+        shapes[f"{inner}.attn.in_proj_bias"] = (3 * width,)
+        layer(f"{inner}.attn.out_proj", width, width)
+        layer(f"{inner}.mlp.c_fc", 4 * width, width)
+        layer(f"{inner}.mlp.c_proj", width, 4 * width)
+        layer(f"{inner}.ln_1", width)
+        layer(f"{inner}.ln_2", width)
+    layer(_CLIP_G + "ln_final", width)
+    shapes[_CLIP_G + "text_projection"] = (width, width)
+    shapes[_CLIP_G + "logit_scale"] = ()
+
+    layer("first_stage_model.encoder.conv_in", width, 3, 3, 3)
+    layer("first_stage_model.decoder.conv_out", 3, width, 3, 3)
+    layer("first_stage_model.quant_conv", width, width, 1, 1)
+    return shapes
+
+
+def make_sdxl_tensors(
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    width: int = 8,
+    text_layers: int = 2,
+    text_encoders: bool = True,
+    vae: bool = True,
+    v_prediction: bool = False,
+    around: Mapping[str, torch.Tensor] | None = None,
+    distance: float = 0.1,
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a tiny SDXL checkpoint, some 600 kB in float32, by their names in sgm.
+
+    Values are drawn as in `make_sd1_tensors`. `v_prediction` adds the empty markers v_pred and ztsnr.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, shape in make_sdxl_shapes(width=width, text_layers=text_layers).items():
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if around is not None and name in around:
+            values = around[name].double() + distance * values
+        tensors[name] = values.to(dtype)
+    tensors[_CLIP_L + "embeddings.position_ids"] = torch.arange(77).unsqueeze(0)
+    left_out = (*(() if text_encoders else ("conditioner.",)), *(() if vae else ("first_stage_model.",)))
+    markers = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)} if v_prediction else {}
+    return {name: value for name, value in tensors.items() if not name.startswith(left_out)} | markers
+
+
+def _write(
     path: Path,
+    tensors: Mapping[str, torch.Tensor],
     *,
     overrides: Mapping[str, torch.Tensor] | None = None,
     drop: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
-    **options: object,
 ) -> dict[str, torch.Tensor]:
+    """Write tensors to `path` and return them as stored; `make_sd1` explains the arguments."""
+    stored = {**tensors, **(overrides or {})}
+    stored = {name: value for name, value in stored.items() if not name.startswith(tuple(drop))}
+    for prefix, replacement in (rename or {}).items():
+        stored = {
+            replacement + name.removeprefix(prefix) if name.startswith(prefix) else name: value
+            for name, value in stored.items()
+        }
+    if path.suffix == ".safetensors":
+        save_file({name: value.contiguous() for name, value in stored.items()}, path, dict(metadata or {}) or None)
+    else:
+        torch.save({"state_dict": stored, "global_step": 1000}, path)
+    return stored
+
+
+_FILE_OPTIONS = ("overrides", "drop", "rename", "metadata")
+
+
+def make_sd1(path: Path, **options: object) -> dict[str, torch.Tensor]:
     """Write `make_sd1_tensors(**options)` to `path` and return the tensors as stored.
 
     `overrides` replaces or adds tensors; then tensors whose names start with one of `drop` are left out; then prefixes
     are replaced by `rename`. A path that ends in .safetensors is written in that format with `metadata`, any other as
     `torch.save({"state_dict": ...})`.
     """
-    tensors = make_sd1_tensors(**options) | dict(overrides or {})  # type: ignore[arg-type]
-    tensors = {name: value for name, value in tensors.items() if not name.startswith(tuple(drop))}
-    for prefix, replacement in (rename or {}).items():
-        tensors = {
-            replacement + name.removeprefix(prefix) if name.startswith(prefix) else name: value
-            for name, value in tensors.items()
-        }
-    if path.suffix == ".safetensors":
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, dict(metadata or {}) or None)
-    else:
-        torch.save({"state_dict": tensors, "global_step": 1000}, path)
-    return tensors
+    of_file = {name: options.pop(name) for name in _FILE_OPTIONS if name in options}
+    return _write(path, make_sd1_tensors(**options), **of_file)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="session")
-def sdxl_tensors() -> dict[str, torch.Tensor]:
-    """Tensors with SDXL's sizes, for `overrides`; with them a tiny checkpoint is recognised as SDXL."""
-    unet = "model.diffusion_model."
-    return {
-        unet + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(8, 2048),
-        unet + "label_emb.0.0.weight": torch.zeros(8, 2816),
-    }
+def make_sdxl(path: Path, **options: object) -> dict[str, torch.Tensor]:
+    """Write `make_sdxl_tensors(**options)` to `path` and return the tensors as stored; see `make_sd1`."""
+    of_file = {name: options.pop(name) for name in _FILE_OPTIONS if name in options}
+    return _write(path, make_sdxl_tensors(**options), **of_file)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -240,6 +352,18 @@ def sd1_tensors() -> Callable[..., dict[str, torch.Tensor]]:
 def write_sd1() -> Callable[..., dict[str, torch.Tensor]]:
     """The function `make_sd1`."""
     return make_sd1
+
+
+@pytest.fixture(scope="session")
+def sdxl_tensors() -> Callable[..., dict[str, torch.Tensor]]:
+    """The function `make_sdxl_tensors`."""
+    return make_sdxl_tensors
+
+
+@pytest.fixture(scope="session")
+def write_sdxl() -> Callable[..., dict[str, torch.Tensor]]:
+    """The function `make_sdxl`."""
+    return make_sdxl
 
 
 def start(stack: ExitStack, *command: str | Path, undone_by: Sequence[str | Path]) -> None:

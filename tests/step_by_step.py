@@ -42,13 +42,53 @@ def block_of_model_mixer(name: str) -> str | None:
 
 BLOCK_OF = {"supermerger": block_of, "mecha": block_of_mecha, "model-mixer": block_of_model_mixer}
 
+SDXL_BLOCKS = ("BASE", *(f"IN{n:02}" for n in range(9)), "M00", *(f"OUT{n:02}" for n in range(9)))
+
+# The transformer blocks with self-attention of each block of SDXL, in the order of evaluation.
+SDXL_ATTENTION = {
+    block: [f"{place}.1.transformer_blocks.{n}" for n in range(depth)]
+    for block, place, depth in (
+        *((f"IN{n:02}", f"input_blocks.{n}", 2) for n in (4, 5)),
+        *((f"IN{n:02}", f"input_blocks.{n}", 10) for n in (7, 8)),
+        ("M00", "middle_block", 10),
+        *((f"OUT{n:02}", f"output_blocks.{n}", 10) for n in (0, 1, 2)),
+        *((f"OUT{n:02}", f"output_blocks.{n}", 2) for n in (3, 4, 5)),
+    )
+}
+
+# What each tool does with the tensors of SDXL outside the blocks of the UNet and the layers of the text encoders; None:
+# it leaves them as in A.
+_SDXL_PLACES = {
+    "supermerger": ("IN00", "IN00", None, None, None, "BASE"),
+    "mecha": ("BASE", "BASE", "BASE", "BASE", "BASE", None),
+    "model-mixer": ("OUT08", None, "BASE", None, None, None),
+    "comfyui": ("IN00", "IN00", "BASE", "BASE", None, None),
+}
+
+
+def block_of_sdxl(name: str, mapping: str) -> str | None:
+    """Return the block of a tensor of SDXL by its name in sgm, as in the tool of this mapping."""
+    special = (
+        "model.diffusion_model.time_embed.",
+        "model.diffusion_model.label_emb.",
+        "conditioner.embedders.1.model.positional_embedding",
+        "conditioner.embedders.1.model.text_projection",
+        "conditioner.embedders.1.model.logit_scale",
+        "first_stage_model.",
+    )
+    for start, block in zip(special, _SDXL_PLACES[mapping], strict=True):
+        if name.startswith(start):
+            return block
+    return "OUT08" if name.startswith("model.diffusion_model.out.") else block_of(name)
+
 
 def merged_names(tensors: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return the tensors that are merged: floating-point ones named weight or bias, except EMA copies."""
+    """Return the tensors that are merged: floating-point ones of parameters, except EMA copies."""
+    ends = ("weight", "bias", ".positional_embedding", ".text_projection", ".logit_scale")
     return [
         name
         for name, value in tensors.items()
-        if value.is_floating_point() and name.endswith((".weight", ".bias")) and not name.startswith("model_ema.")
+        if value.is_floating_point() and name.endswith(ends) and not name.startswith("model_ema.")
     ]
 
 
@@ -116,20 +156,29 @@ def attention_by_definition(
     blocks: Sequence[str],
     seed: int,
     dtype: torch.dtype = torch.float32,
+    attention: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, float]:
-    """Return {block: similarity} by rows of softmax(Q K') times the column sums of V, computed in `dtype`."""
+    """Return {block: similarity} by rows of softmax(Q K') times the column sums of V, computed in `dtype`.
+
+    `attention` has the transformer blocks of each block, by default those of Stable Diffusion 1.x. One X is drawn for
+    each, and a block's similarity is their mean.
+    """
     torch.manual_seed(seed)
+    places = {block: [f"{place}.transformer_blocks.0"] for block, place in ATTENTION.items()}
     found = {}
-    for block, place in ATTENTION.items():
+    for block, inner in (attention or places).items():
         if block not in blocks:
             continue
-        outputs, inputs = [], None
-        for tensors in (candidate, target):
-            prefix = f"model.diffusion_model.{place}.transformer_blocks.0.attn1"
-            query, key, value = (tensors[f"{prefix}.to_{which}.weight"].to(dtype) for which in "qkv")
-            if inputs is None:
-                inputs = torch.randn(query.shape[0], query.shape[0]).to(dtype)
-            q, k, v = inputs @ query.T, inputs @ key.T, inputs @ value.T
-            outputs.append(torch.softmax(q @ k.T, dim=-1) * v.sum(dim=0))
-        found[block] = float(torch.nn.functional.cosine_similarity(*outputs, dim=-1).mean())
+        cosines = []
+        for place in inner:
+            outputs, inputs = [], None
+            for tensors in (candidate, target):
+                prefix = f"model.diffusion_model.{place}.attn1"
+                query, key, value = (tensors[f"{prefix}.to_{which}.weight"].to(dtype) for which in "qkv")
+                if inputs is None:
+                    inputs = torch.randn(query.shape[0], query.shape[0]).to(dtype)
+                q, k, v = inputs @ query.T, inputs @ key.T, inputs @ value.T
+                outputs.append(torch.softmax(q @ k.T, dim=-1) * v.sum(dim=0))
+            cosines.append(float(torch.nn.functional.cosine_similarity(*outputs, dim=-1).mean()))
+        found[block] = sum(cosines) / len(cosines)
     return found

@@ -78,4 +78,6 @@ def describe_misfit(kind: FileKind | None, stored_names: Sequence[str], expected
         # Its UNet is of the right family.
         needed = f"whole and of no other family (layout {named.name})"
         return "; ".join(part for part in (f"is {kind}, but {why}; must be {needed}", kind.advice) if part)
-    return "; ".join(part for part in (f"is {kind}", f"must be a checkpoint of {needed}", kind.advice) if part)
+    own = layout_of(kind, stored_names)
+    what = f"is {kind}" if own is None else f"is {kind}, layout {own.name}"
+    return "; ".join(part for part in (what, f"must be a checkpoint of {needed}", kind.advice) if part)

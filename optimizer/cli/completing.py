@@ -122,6 +122,12 @@ def mapping_names() -> tuple[str, ...]:
 
 
 @_completes
+def layouts(_: typer.Context, typed: str) -> Iterator[str]:
+    """Yield the names of all layouts."""
+    yield from (layout.name for layout in _layouts() if layout.name.startswith(typed))
+
+
+@_completes
 def block_lists(_: typer.Context, typed: str) -> Iterator[str]:
     """Yield block lists, OUT03-OUT11,M00 for example, with the last part completed."""
     *before, last = typed.split(",")

@@ -59,6 +59,14 @@ def import_recipe(
         ),
     ],
     output: Annotated[Path, output_option("The recipe's YAML file to write.")],
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            help="Model family of a text that names none, by its layout; default: by the count of its numbers.",
+            autocompletion=completing.layouts,
+        ),
+    ] = None,
     mapping: Mapping = None,
     presets: Annotated[
         Path | None, typer.Option("--presets", help="File with the presets that the text refers to by name.")
@@ -93,10 +101,10 @@ def import_recipe(
     check_output(output, beside=source)
     _check_not_input(output, source, "the imported file itself")
     if source.suffix.lower() in CHECKPOINT_SUFFIXES:
-        _check_for_text(source, mapping=mapping, presets=presets)
+        _check_for_text(source, layout=layout, mapping=mapping, presets=presets)
         imported = import_merged(source, with_parents=with_parents)
     else:
-        imported = import_text(source, mapping=mapping, presets=presets, with_parents=with_parents)
+        imported = import_text(source, layout=layout, mapping=mapping, presets=presets, with_parents=with_parents)
     recipe = imported.recipe
     save_recipe(recipe, output)
     notes = list(map(in_options, imported.warnings))

@@ -428,13 +428,17 @@ def _mistakes_of_tools(layout: Layout) -> Iterator[str]:
     if tools.supermerger is not None:
         for block in tools.supermerger.adjusted:
             yield from (f"tools.supermerger.adjusted: {problem}" for problem in _unknown(block, layout.blocks))
-        if tools.supermerger.presets not in (0, len(layout.blocks) - 1):
+        longest = tools.supermerger.longer or layout.blocks
+        if tools.supermerger.presets not in (0, len(longest) - 1):
             yield (
                 f"tools.supermerger.presets: received {tools.supermerger.presets}; must be 0, or "
-                f"{len(layout.blocks) - 1}, a number for each block but the first"
+                f"{len(longest) - 1}, a number for each block but the first"
             )
+        if tools.supermerger.longer and tuple(name for name in longest if name in layout.blocks) != layout.blocks:
+            yield "tools.supermerger.longer: must have all blocks of the layout, in its order, and others between them"
     if tools.mecha is not None:
         named += [("mecha.components", tools.mecha.components.values()), ("mecha.tensors", tools.mecha.tensors)]
+        named.append(("mecha.others", tools.mecha.others.values()))
         if tools.mecha.mapping not in layout.mappings:
             yield f"tools.mecha.mapping: received {shown(tools.mecha.mapping)}; must be one of the mappings"
     if tools.comfyui is not None:

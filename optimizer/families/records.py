@@ -112,10 +112,15 @@ class SuperMergerConvention(UserFile):
     Attributes:
         presets: The number of blocks in SuperMerger's own presets, all but the first; 0 without presets.
         adjusted: The blocks of the tensors that its "Adjust" changes.
+        longer: The blocks of a longer list of numbers that SuperMerger takes, too, the first block first. It drops the
+            numbers of blocks that the layout lacks. Lines in its file of presets have this length.
+        vae_last: Whether its metadata list a number for the VAE, always 0, after those of the blocks.
     """
 
     presets: Annotated[StrictInt, Field(ge=0)] = 0
     adjusted: tuple[StrictStr, ...] = ()
+    longer: tuple[StrictStr, ...] = ()
+    vae_last: StrictBool = False
 
 
 class ModelMixerConvention(UserFile):
@@ -130,7 +135,7 @@ class MechaNames(UserFile):
         blocks: Its configuration of blocks.
         converter: Its method that converts blocks to tensors.
         mapping: The layout's mapping that the method follows.
-        others: Its blocks that the layout lacks, which recipes leave at 0.
+        others: Its blocks that the layout lacks, with the place of their tensors.
         components: Its names of parts with their place in the layout; null for parts that no recipe merges.
         tensors: All tensors of the places that can have separate numbers, by place.
     """
@@ -139,7 +144,7 @@ class MechaNames(UserFile):
     blocks: StrictStr
     converter: StrictStr
     mapping: StrictStr
-    others: tuple[StrictStr, ...] = ()
+    others: dict[StrictStr, StrictStr] = Field(default_factory=dict)
     components: dict[StrictStr, StrictStr | None] = Field(default_factory=dict)
     tensors: dict[StrictStr, tuple[StrictStr, ...]] = Field(default_factory=dict)
 

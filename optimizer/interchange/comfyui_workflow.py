@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 from optimizer.errors import RecipeError
 from optimizer.families import Layout, default_layout, layout_names, load_layout
 from optimizer.families.records import ComfyUINodes
+from optimizer.interchange.exports.comfyui import encoder_places
 from optimizer.interchange.notation import number_in, received
 from optimizer.interchange.placed import PlacedStep, SourceNames, recipe_of_rows, recipe_of_steps
 from optimizer.recipes import MOST_STEPS, Recipe
@@ -33,6 +34,7 @@ _WIDGETS: dict[str, tuple[str, ...]] = {
 }
 _LOADERS = ("CheckpointLoaderSimple", "CheckpointLoader")
 _MERGES = ("ModelMergeSimple", "ModelMergeBlocks")
+_CLIP_MERGES = ("CLIPMergeSimple", "CLIPMergeAdd", "CLIPMergeSubtract")
 _SWITCHED_OFF = (2, 4)  # muted, bypassed
 _DEEPEST = 300  # nested merges
 _TOO_DEEP = f"more than {_DEEPEST} nested merges, or a merge that takes its own result"
@@ -67,7 +69,7 @@ def is_workflow(data: object) -> bool:
     )
 
 
-def read_workflow(data: Mapping[str, Any], name: str) -> tuple[Recipe, list[str]]:
+def read_workflow(data: Mapping[str, Any], name: str, layout: Layout | None = None) -> tuple[Recipe, list[str]]:
     """Return the recipe of a workflow, and notes about it.
 
     A RecipeError names the node if the workflow merges nothing, saves several merges, or merges by unsupported nodes.
@@ -75,13 +77,14 @@ def read_workflow(data: Mapping[str, Any], name: str) -> tuple[Recipe, list[str]
     Args:
         data: The parsed JSON, in either form.
         name: The name of the recipe.
+        layout: The layout of a workflow without nodes of one family. Default: the default layout.
 
     Returns:
         The recipe, and the notes as sentences.
 
     """
     nodes = _nodes_of_browser(data) if "nodes" in data else _nodes_of_api(data)
-    return _Reader(nodes, *_family_of(nodes.values())).recipe(name)
+    return _Reader(nodes, *_family_of(nodes.values(), layout)).recipe(name)
 
 
 def _families() -> list[tuple[Layout, ComfyUINodes]]:
@@ -90,12 +93,13 @@ def _families() -> list[tuple[Layout, ComfyUINodes]]:
     return [(layout, layout.tools.comfyui) for layout in layouts if layout.tools.comfyui is not None]
 
 
-def _family_of(nodes: Iterable[_Node]) -> tuple[Layout, ComfyUINodes]:
-    """Return the layout whose merge node the workflow uses, or the default layout if it uses none."""
+def _family_of(nodes: Iterable[_Node], layout: Layout | None) -> tuple[Layout, ComfyUINodes]:
+    """Return the layout whose merge node the workflow uses; if it uses none, `layout` or the default layout."""
     kinds = {node.kind for node in nodes}
     families = _families()
     named = [pair for pair in families if pair[1].node in kinds]
-    return next(iter([*named, *(pair for pair in families if kinds & {*pair[1].alike}), *families]))
+    alike = [pair for pair in families if kinds & {*pair[1].alike}]
+    return [*named, *alike, *(pair for pair in families if pair[0] is layout), *families][0]
 
 
 def _inputs(layout: Layout, nodes: ComfyUINodes) -> dict[str, tuple[str, ...]]:
@@ -184,8 +188,14 @@ class _Reader:
     @property
     def _encoders(self) -> tuple[str, ...]:
         """Places of the text encoders, which ComfyUI merges together."""
+        return encoder_places(self.layout)
+
+    @property
+    def _left(self) -> tuple[str, ...]:
+        """Places of the text encoders that ComfyUI takes from the first input."""
         prefixes = tuple(encoder.prefix for encoder in self.layout.text_encoders)
-        return tuple(place for place in self.layout.places if place.startswith(prefixes))
+        every = (place for place in self.layout.places if place.startswith(prefixes))
+        return tuple(place for place in every if place not in self._encoders)
 
     @property
     def _merges(self) -> tuple[str, ...]:
@@ -198,6 +208,7 @@ class _Reader:
         layout = self.layout
         # Collect all sources first, so that no step gets the name of a source.
         by_prefix = self._model_row(model, 0) | dict.fromkeys(self._encoders, self._clip_row(clip, 0))
+        by_prefix |= {place: {self._first_clip(clip): 1.0} for place in self._left}
         origin = None if vae is None else self._source(self._node(vae, "vae"))
         prefer = next(
             (found[1] for node in self.nodes.values() if (found := re.search(r"\(mapping ([\w-]+)\)", node.title))),
@@ -353,7 +364,7 @@ class _Reader:
             raise RecipeError(_TOO_DEEP)
         if link in self.clip_rows:
             return self.clip_rows[link]
-        if node.kind in ("CLIPMergeSimple", "CLIPMergeAdd", "CLIPMergeSubtract"):
+        if node.kind in _CLIP_MERGES:
             first, second = (self._clip_row(self._link(node, f"clip{n}"), depth + 1) for n in (1, 2))
             if node.kind == "CLIPMergeSimple":
                 ratio = self._number(node, "ratio")
@@ -367,6 +378,13 @@ class _Reader:
             row = {self._source(node): 1.0}
         self.clip_rows[link] = row
         return row
+
+    def _first_clip(self, link: _Link) -> str:
+        """Return the source that a text encoder begins with; `_clip_row` has followed the links before."""
+        node = self._node(link, "clip")
+        while node.kind in _CLIP_MERGES:
+            node = self._node(self._link(node, "clip1"), "clip1")
+        return self._source(node)
 
     # --- Step by step ---
 
@@ -405,10 +423,15 @@ class _Reader:
         if clip_node.kind == "CLIPMergeSimple":
             a = self._step(first, self._link(clip_node, "clip1"), depth + 1)
             b = self._step(second, self._link(clip_node, "clip2"), depth + 1)
-            base = 1 - self._number(clip_node, "ratio")
+            encoders = self._of_encoders(1 - self._number(clip_node, "ratio"))
         else:
             a, b, base = self._beside(first, second, clip, depth)
-        return self._add(node, "weight_sum", {"a": a, "b": b}, alphas | dict.fromkeys(self._encoders, base))
+            encoders = self._of_encoders(base, left=base)
+        return self._add(node, "weight_sum", {"a": a, "b": b}, alphas | encoders)
+
+    def _of_encoders(self, alpha: float, left: float = 0.0) -> dict[str, float]:
+        """Return the numbers of the text encoders' places, with `left` for those that their nodes do not merge."""
+        return dict.fromkeys(self._encoders, alpha) | dict.fromkeys(self._left, left)
 
     def _beside(self, first: _Link, second: _Link, clip: _Link, depth: int) -> tuple[str, str, float]:
         """Return a, b and the text encoder's alpha (0 or 1) of a merge that keeps the text encoder of a or b."""
@@ -439,7 +462,7 @@ class _Reader:
         """Add an add difference with one alpha for all blocks; return its name."""
         inputs, base = self._inputs_of_difference(difference, self._difference(clip_node, "clip"), clip, depth)
         alphas = dict.fromkeys(self._networks, difference[3])
-        return self._add(node, "add_difference", inputs, alphas | dict.fromkeys(self._encoders, base))
+        return self._add(node, "add_difference", inputs, alphas | self._of_encoders(base))
 
     def _blocks_difference_step(
         self,
@@ -458,7 +481,7 @@ class _Reader:
                 raise _NotAlike
             inner = (*inner[:3], 1 - self._number(clip_node, "ratio"))
         inputs, base = self._inputs_of_difference(difference, inner, clip, depth)
-        return self._add(node, "add_difference", inputs, {**alphas, **dict.fromkeys(self._encoders, base)})
+        return self._add(node, "add_difference", inputs, {**alphas, **self._of_encoders(base)})
 
     def _inputs_of_difference(
         self,

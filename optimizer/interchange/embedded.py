@@ -15,10 +15,31 @@ from typing import Any
 from optimizer.errors import RecipeError, attempt
 from optimizer.families import Layout, default_layout
 from optimizer.files import CHECKPOINT_SUFFIXES
-from optimizer.interchange.notation import Fields, is_empty, leaves, number_in, numbers_in, read_supermerge, received
+from optimizer.interchange.notation import (
+    Fields,
+    is_empty,
+    layout_of_supermerge,
+    leaves,
+    number_in,
+    numbers_in,
+    read_supermerge,
+    received,
+)
 from optimizer.interchange.parents import with_parents_steps
 from optimizer.library import known_models, name_and_hash, parsed, short_hash
-from optimizer.recipes import MODES, RECIPE_TYPE, Alpha, Model, Recipe, Step, numbered_alpha, read_recipe
+from optimizer.recipes import (
+    MODES,
+    RECIPE_TYPE,
+    Alpha,
+    Model,
+    Recipe,
+    Step,
+    dropped_note,
+    lacks_first,
+    layout_of_counts,
+    numbered_alpha,
+    read_recipe,
+)
 
 __all__ = ["recipe_from_metadata"]
 
@@ -30,7 +51,7 @@ _PLACES = ("primary", "secondary", "tertiary")  # the WebUI's words for A, B and
 
 
 def recipe_from_metadata(
-    metadata: Mapping[str, Any], path: Path, *, with_parents: bool = False
+    metadata: Mapping[str, Any], path: Path, *, layout: Layout | None = None, with_parents: bool = False
 ) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe by which the file at `path` was merged, and notes about it.
 
@@ -39,6 +60,8 @@ def recipe_from_metadata(
     Args:
         metadata: The metadata of the file, by field.
         path: The file, for messages and the recipe's name.
+        layout: The layout of the merged file. Default: the one for which lists of numbers have the right length, else
+            the default layout. blockfit's own metadata name theirs.
         with_parents: Replace models that were themselves merged with the steps that made them, if the metadata holds
             their recipes.
 
@@ -56,7 +79,7 @@ def recipe_from_metadata(
             f"{path}: no recipe in its metadata ({_FIELD}); it has {', '.join(map(repr, metadata)) or 'none'}"
         )
     known = known_models(metadata)
-    recipe, warnings = _read(data, path, f"{path}: {_FIELD}", known)
+    recipe, warnings = _read(data, path, f"{path}: {_FIELD}", known, layout)
 
     def hash_of(model: Model) -> str | None:
         # A recipe of blockfit names files; the metadata lists their hashes separately.
@@ -64,24 +87,28 @@ def recipe_from_metadata(
         digits = model.sha256 or name_and_hash(name, known)[1]
         return digits if digits is not None and re.fullmatch(r"[0-9a-f]{64}", digits) else None
 
-    return with_parents_steps(recipe, warnings, _parents(known, path), hash_of, expand=with_parents)
+    return with_parents_steps(recipe, warnings, _parents(known, path, layout), hash_of, expand=with_parents)
 
 
-def _parents(known: Mapping[str, Mapping[str, Any]], path: Path) -> dict[str, Callable[[], tuple[Recipe, list[str]]]]:
+def _parents(
+    known: Mapping[str, Mapping[str, Any]], path: Path, layout: Layout | None
+) -> dict[str, Callable[[], tuple[Recipe, list[str]]]]:
     """Return readers for the recipes of models that were themselves merged, by the models' sha256."""
     recipes = {digits.lower(): parsed(entry.get(_FIELD)) for digits, entry in known.items()}
     return {
-        digits: partial(_read, data, path, f"{path}: {_FIELD} of {short_hash(digits)}", known)
+        digits: partial(_read, data, path, f"{path}: {_FIELD} of {short_hash(digits)}", known, layout)
         for digits, data in recipes.items()
         if isinstance(data, Mapping) and re.fullmatch(r"[0-9a-f]{64}", digits)
     }
 
 
-def _read(data: Any, path: Path, where: str, known: Mapping[str, Mapping[str, Any]]) -> tuple[Recipe, list[str]]:
+def _read(
+    data: Any, path: Path, where: str, known: Mapping[str, Mapping[str, Any]], layout: Layout | None
+) -> tuple[Recipe, list[str]]:
     """Return the recipe in parsed metadata, and notes about it as sentences."""
     if not isinstance(data, Mapping):
         raise RecipeError(f"{where}: received {received(data)}; must be a JSON object")
-    source = _Source(Fields(data, f"{where}."), path, where, known)
+    source = _Source(Fields(data, f"{where}."), path, where, known, layout)
     kind = source.fields.text("type")
     if kind not in _READERS:
         raise source.fields.wrong("type", f"must be one of {', '.join(_READERS)}")
@@ -90,12 +117,16 @@ def _read(data: Any, path: Path, where: str, known: Mapping[str, Mapping[str, An
 
 @dataclass
 class _Source:
-    """The recipe in a file's metadata, and the models that its fields have named so far."""
+    """The recipe in a file's metadata, and the models that its fields have named so far.
+
+    `layout` is the file's; None if it is unknown.
+    """
 
     fields: Fields
     path: Path
     where: str
     known: Mapping[str, Mapping[str, Any]]
+    layout: Layout | None = None
     models: dict[str, Model] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     _named: dict[tuple[str | None, str | None], str] = field(default_factory=dict)
@@ -107,6 +138,8 @@ class _Source:
 
     def alpha(self, layout: Layout, name: str, numbers: Sequence[float], base: float | None = None) -> Alpha:
         """Return the alpha with these numbers by block; errors name the field `name`."""
+        if (dropped := dropped_note(layout, len(numbers))) is not None and dropped not in self.warnings:
+            self.warnings.append(dropped)
         return attempt(lambda: numbered_alpha(layout, numbers, base), f"{self.where}.{name}")
 
     def model(self, name: str) -> str:
@@ -137,13 +170,11 @@ class _Source:
             self.models[self._named[key]] = Model(file, sha256=whole)
         return self._named[key]
 
-    def recipe(self, steps: Iterable[Step], mapping: str) -> Recipe:
+    def recipe(self, layout: Layout, steps: Iterable[Step], mapping: str) -> Recipe:
         """Return the recipe of these steps; the last step is its output."""
         all_steps = tuple(steps)
         return attempt(
-            lambda: Recipe(
-                self.path.stem, default_layout(), self.models, all_steps, all_steps[-1].name, mapping=mapping
-            ),
+            lambda: Recipe(self.path.stem, layout, self.models, all_steps, all_steps[-1].name, mapping=mapping),
             self.where,
         )
 
@@ -178,7 +209,7 @@ def _of_webui(source: _Source) -> Recipe:
     )
     if mode == "":
         raise source.fields.wrong("interp_method", "must be 'Weighted sum', 'Add difference' or 'No interpolation'")
-    layout = default_layout()
+    layout = source.layout or default_layout()
     for name, empty in (("bake_in_vae", "None"), ("discard_weights", "")):
         if source.data.get(name) not in (None, empty, ""):
             source.warnings.append(f"{name}: {received(source.data[name])} is not part of the recipe")
@@ -190,17 +221,18 @@ def _of_webui(source: _Source) -> Recipe:
             f"interp_method: no interpolation: the file is {model!r} alone, written as its weight sum with itself"
         )
         nothing = Alpha(dict.fromkeys(layout.blocks, 0.0))
-        return source.recipe([Step(_ONE_STEP, "weight_sum", model, model, None, nothing)], "supermerger")
+        return source.recipe(layout, [Step(_ONE_STEP, "weight_sum", model, model, None, nothing)], "supermerger")
     alpha = Alpha(dict.fromkeys(layout.blocks, source.fields.number("multiplier")))
-    return source.recipe([_step(source, mode, fields, alpha)], "supermerger")
+    return source.recipe(layout, [_step(source, mode, fields, alpha)], "supermerger")
 
 
 def _of_supermerger(source: _Source) -> Recipe:
     """Return the recipe that SuperMerger noted."""
-    merge = read_supermerge(source.fields, default_layout())
+    layout = source.layout or layout_of_supermerge(source.fields)
+    merge = read_supermerge(source.fields, layout)
     source.warnings += merge.notes
     step = _step(source, merge.mode, ["model_a", "model_b", "model_c"], merge.alphas["alpha"], merge.alphas.get("beta"))
-    return source.recipe([step], "supermerger")
+    return source.recipe(layout, [step], "supermerger")
 
 
 def _of_model_mixer(source: _Source) -> Recipe:
@@ -211,7 +243,7 @@ def _of_model_mixer(source: _Source) -> Recipe:
         raise source.fields.wrong("calcmode", "must be normal; recipes are made of weighted sums")
     source.fields.must_be_empty("adjust", "a merge cannot express adjustments")
     used = _model_mixer_used(source, len(modes))
-    layout = default_layout()
+    layout = source.layout or _layout_of_model_mixer(source)
     steps: list[Step] = []
     per_block: set[bool] = set()
     result = source.model("model_a")
@@ -235,7 +267,15 @@ def _of_model_mixer(source: _Source) -> Recipe:
             "use_mbws: steps without block weights merged the VAE too; here all steps leave model A's VAE as it is"
         )
     # model-mixer keeps model A's VAE when it merges per block, and merges all tensors otherwise.
-    return source.recipe(steps, "supermerger" if per_block == {False} else "model-mixer")
+    return source.recipe(layout, steps, "supermerger" if per_block == {False} else "model-mixer")
+
+
+def _layout_of_model_mixer(source: _Source) -> Layout:
+    """Return the layout by the number of blocks that the metadata list, and of their numbers."""
+    blocks, listed = source.data.get("blocks"), source.data.get("weights_alpha")
+    numbers = [numbers_in(entry) for entry in listed] if isinstance(listed, list) else []
+    counts = [len(entry) for entry in numbers if entry is not None]
+    return layout_of_counts([blocks.count(",") + 1] if isinstance(blocks, str) and "," in blocks else counts)
 
 
 def _model_mixer_used(source: _Source, steps: int) -> list[int]:
@@ -268,7 +308,7 @@ def _model_mixer_alpha(source: _Source, layout: Layout, position: int, steps: in
     numbers = numbers_in(listed)
     if numbers is None:
         raise source.fields.wrong("weights_alpha", f"entry {position + 1} must be {len(layout.blocks)} numbers")
-    whole = [0.0, *numbers] if len(numbers) == len(layout.blocks) - 1 else numbers
+    whole = [0.0, *numbers] if lacks_first(layout, len(numbers)) else numbers
     return source.alpha(layout, "weights_alpha", whole), True
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from optimizer.checkpoints import kind_of_folder, kind_of_other_file, open_checkpoint
 from optimizer.errors import RecipeError, attempt
+from optimizer.families import Layout, load_layout
 from optimizer.files import read_text
 from optimizer.interchange.comfyui_workflow import is_workflow, read_workflow
 from optimizer.interchange.embedded import recipe_from_metadata
@@ -40,6 +41,7 @@ _STAGES = re.compile(r"^stages\s*:", re.MULTILINE)
 def import_text(
     path: Path | str,
     *,
+    layout: str | None = None,
     mapping: str | None = None,
     presets: Path | str | None = None,
     with_parents: bool = False,
@@ -53,6 +55,8 @@ def import_text(
 
     Args:
         path: The file, at most 1 MiB.
+        layout: The layout of a text that names none. Default: the one for which the text's lists of numbers have the
+            right length, else sd1.
         mapping: The mapping of a text with formulas. Default: the one that the text declares.
         presets: A file with the presets of a text with formulas.
         with_parents: For metadata, replace models that were themselves merged with the steps that made them.
@@ -67,7 +71,8 @@ def import_text(
     """
     path = Path(path)
     text = _read(path)
-    read = _other_tool(text, path, with_parents=with_parents)
+    given = None if layout is None else attempt(lambda: load_layout(layout), field="layout")
+    read = _other_tool(text, path, given, with_parents=with_parents)
     if read is not None:
         for option, value in (("mapping", mapping), ("presets", presets)):
             if value is not None:
@@ -77,7 +82,7 @@ def import_text(
     if with_parents:
         raise RecipeError(f"{path}: with_parents: a text of formulas holds no recipes of its models; merged files do")
     known = None if presets is None else read_presets(_read(Path(presets)))
-    return attempt(lambda: read_notation(text, name=path.stem, mapping=mapping, presets=known), path)
+    return attempt(lambda: read_notation(text, name=path.stem, layout=given, mapping=mapping, presets=known), path)
 
 
 def import_merged(path: Path | str, *, with_parents: bool = False) -> Imported:
@@ -99,11 +104,11 @@ def import_merged(path: Path | str, *, with_parents: bool = False) -> Imported:
     """
     path = Path(path)
     with open_checkpoint(path) as checkpoint:
-        metadata, kind = checkpoint.metadata, checkpoint.kind
+        metadata, kind, layout = checkpoint.metadata, checkpoint.kind, checkpoint.layout
     known = any(name in metadata for name in (_MERGED, "mecha_recipe")) or is_workflow(parsed(metadata.get("prompt")))
     if not known and kind is not None and not kind.whole:
         raise RecipeError(f"{path}: is {kind}; it holds no recipe")
-    recipe, warnings = _of_metadata(metadata, path, with_parents=with_parents)
+    recipe, warnings = _of_metadata(metadata, path, layout, with_parents=with_parents)
     return Imported(recipe, (*warnings, *_beyond_usual(recipe)))
 
 
@@ -118,21 +123,21 @@ def _beyond_usual(recipe: Recipe) -> list[str]:
 
 
 def _other_tool(
-    text: str, path: Path, *, with_parents: bool
+    text: str, path: Path, layout: Layout | None, *, with_parents: bool
 ) -> "Callable[[], tuple[Recipe, tuple[str, ...] | list[str]]] | None":
     """Return a reader for another tool's text, None for a text with formulas; raise RecipeError for any other kind."""
     data = _json_in(text)
     if data is not None:
         metadata = _metadata_in(data)
         if metadata is not None:
-            return lambda: _of_metadata(metadata, path, with_parents=with_parents)
+            return lambda: _of_metadata(metadata, path, layout, with_parents=with_parents)
         if is_workflow(data):
-            return lambda: _of_workflow(data, path)
+            return lambda: _of_workflow(data, path, layout)
         raise RecipeError(f"{path}: is {_kind_of_json(data)}; {_EXPECTED}")
     if is_mecha(text):
         return lambda: _of_mecha(text, path)
     if is_mergekit(text):
-        return lambda: attempt(lambda: read_mergekit(text, path.stem), f"{path}: a mergekit configuration")
+        return lambda: attempt(lambda: read_mergekit(text, path.stem, layout), f"{path}: a mergekit configuration")
     if _RECIPE.search(text) and _MODELS.search(text):
         raise RecipeError(f"{path}: is already a recipe of blockfit; use it as it is")
     if _STAGES.search(text) and re.search(r"^recipe\s*:", text, re.MULTILINE):
@@ -143,20 +148,20 @@ def _other_tool(
 
 
 def _of_metadata(
-    metadata: Mapping[str, Any], path: Path, *, with_parents: bool
+    metadata: Mapping[str, Any], path: Path, layout: Layout | None, *, with_parents: bool
 ) -> tuple[Recipe, tuple[str, ...] | list[str]]:
     """Return the recipe in a merged file's metadata; the fields of WebUIs come before sd-mecha's and ComfyUI's."""
     mecha, prompt = metadata.get("mecha_recipe"), parsed(metadata.get("prompt"))
     if _MERGED not in metadata and isinstance(mecha, str) and is_mecha(mecha):
         return _of_mecha(mecha, path)
     if _MERGED not in metadata and is_workflow(prompt):
-        return _of_workflow(prompt, path)
-    return recipe_from_metadata(metadata, path, with_parents=with_parents)
+        return _of_workflow(prompt, path, layout)
+    return recipe_from_metadata(metadata, path, layout=layout, with_parents=with_parents)
 
 
-def _of_workflow(data: Any, path: Path) -> tuple[Recipe, list[str]]:
+def _of_workflow(data: Any, path: Path, layout: Layout | None) -> tuple[Recipe, list[str]]:
     """Return the recipe of a ComfyUI workflow; errors name the file."""
-    return attempt(lambda: read_workflow(data, path.stem), f"{path}: a ComfyUI workflow")
+    return attempt(lambda: read_workflow(data, path.stem, layout), f"{path}: a ComfyUI workflow")
 
 
 def _of_mecha(text: str, path: Path) -> tuple[Recipe, list[str]]:

@@ -227,12 +227,14 @@ class _Reader:
             raise RecipeError(f"a conversion must take numbers for {config}")
         if config == _ONE:
             return self.alpha(next(iter(literal.numbers.values()), None))
-        unknown = [block for block in literal.numbers if block not in self.layout.blocks]
+        others = self.names.others
+        unknown = [block for block in literal.numbers if block not in (*self.layout.blocks, *others)]
         if unknown:
             raise RecipeError(f"received the block {received(unknown[0])}; {self.layout.name} has no such block")
         blocks = {place: self.layout.block_of(place, self.names.mapping) for place in self.layout.places}
         numbers = {block: _number(value) for block, value in literal.numbers.items()}
-        return _Alpha({prefix: numbers[block] for prefix, block in blocks.items() if block in numbers})
+        by_prefix = {prefix: numbers[block] for prefix, block in blocks.items() if block in numbers}
+        return _Alpha(by_prefix | {prefix: numbers[block] for block, prefix in others.items() if block in numbers})
 
     def alpha(self, value: Any) -> _Alpha:
         """Return the alpha by prefix; a single number holds for all prefixes."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from optimizer.errors import RecipeError
-from optimizer.families import Layout, default_layout
+from optimizer.families import Layout, default_layout, layout_names, load_layout
 from optimizer.files import CHECKPOINT_SUFFIXES, yaml_of
 from optimizer.interchange.notation import Fields, json_text, number_in, received
 from optimizer.interchange.placed import SourceNames, recipe_of_rows
@@ -31,12 +31,13 @@ def is_mergekit(text: str) -> bool:
     return _METHOD.search(text) is not None
 
 
-def read_mergekit(text: str, name: str) -> tuple[Recipe, list[str]]:
+def read_mergekit(text: str, name: str, layout: Layout | None = None) -> tuple[Recipe, list[str]]:
     """Return the recipe of a configuration, and notes about it.
 
     Args:
         text: The YAML.
         name: The name of the recipe if the text does not give one.
+        layout: The layout of the models. Default: the one that has tensors for the most filters.
 
     Returns:
         The recipe, and the notes as sentences.
@@ -64,7 +65,7 @@ def read_mergekit(text: str, name: str) -> tuple[Recipe, list[str]]:
             raise RecipeError(f"{foreign}: is for language models; a recipe merges image models")
     weights, sources = _weights(fields)
     base = _base(data, sources) if method == "task_arithmetic" else None
-    layout = default_layout()
+    layout = layout or _layout_of(weights)
     rows = {place: _row(fields, layout, place, weights, base) for place in layout.places}
     return recipe_of_rows(
         name if title is None else json_text(title["name"]),
@@ -75,6 +76,26 @@ def read_mergekit(text: str, name: str) -> tuple[Recipe, list[str]]:
         origin=base or _origin(weights),
         prefer=None if title is None else title["mapping"],
     )
+
+
+def _layout_of(weights: Mapping[str, Any]) -> Layout:
+    """Return the layout with the fewest filters that match none of its sample names; of several, the default one."""
+    entries = [entry for weight in weights.values() if isinstance(weight, list) for entry in weight]
+    filters = {str(entry["filter"]) for entry in entries if isinstance(entry, Mapping) and entry.get("filter")}
+
+    def unmatched(layout: Layout) -> int:
+        samples = [place + inner for place in layout.places for inner in _samples(layout, place)]
+        return sum(not any(part in sample for sample in samples) for part in filters)
+
+    layouts = [default_layout(), *map(load_layout, layout_names())]
+    return min((layout for layout in layouts if layout.tools.knows("mergekit")), key=unmatched)
+
+
+def _samples(layout: Layout, place: str) -> tuple[str, ...]:
+    """Return sample names of the tensors in a place, without the place."""
+    names = layout.tools.mergekit
+    assert names is not None, "only layouts with names for mergekit's filters are read"
+    return names.inside.get(place, names.block)
 
 
 def _weights(fields: Fields) -> tuple[dict[str, Any], SourceNames]:
@@ -145,9 +166,7 @@ def _weight_at(weight: Any, layout: Layout, prefix: str, name: str) -> float:
 
 def _is_in(part: str, layout: Layout, prefix: str, name: str) -> bool:
     """Return whether a filter matches all tensors under a prefix; raise RecipeError if it matches only some."""
-    names = layout.tools.mergekit
-    assert names is not None, "the default layout has names for mergekit's filters"
-    found = {part in prefix + inner for inner in names.inside.get(prefix, names.block)}
+    found = {part in prefix + inner for inner in _samples(layout, prefix)}
     if len(found) > 1:
         raise RecipeError(
             f"models.{name}.weight: the filter {received(part)} matches only some tensors of {prefix}*; "

@@ -95,20 +95,22 @@ def recipe_of_steps(
         steps, vae = _with_vae_apart(steps, layout, models)
     taken = {model for step in steps for model in step.inputs.values()} | {vae}
     models = {model: entry for model, entry in models.items() if model in taken}
-    found: list[tuple[tuple[int, bool], Recipe, list[_Mismatch]]] = []
+    beside = layout.places_beside_blocks()
+    found: list[tuple[tuple[int, int, bool], Recipe, list[_Mismatch]]] = []
     for mapping in candidates:
         wrong = _mismatches(steps, layout, mapping)
         recipe = _recipe(name, layout, models, steps, mapping)
         if vae is not None and _vae_of(recipe) != {vae: 1.0}:
             recipe = replace(recipe, vae=vae)
-        found.append(((len(wrong), recipe.vae is not None), recipe, wrong))
+        serious = sum(mismatch.prefix not in beside for mismatch in wrong)
+        found.append(((serious, len(wrong), recipe.vae is not None), recipe, wrong))
     _, recipe, wrong = min(found, key=lambda candidate: candidate[0])
-    serious = [mismatch for mismatch in wrong if mismatch.prefix not in layout.places_beside_blocks()]
-    if serious:
+    inside = [mismatch for mismatch in wrong if mismatch.prefix not in beside]
+    if inside:
         raise RecipeError(
             f"{mismatch.step}: {mismatch.prefix}* has {mismatch.here:g}, and "
             f"{mismatch.block or 'tensors outside blocks'} {mismatch.there:g}; a recipe has one number for both"
-            for mismatch in serious
+            for mismatch in inside
         )
     notes = [
         f"{mismatch.step}: {mismatch.prefix}* has {mismatch.here:g}; in the recipe it merges by "

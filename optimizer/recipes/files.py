@@ -1,6 +1,7 @@
 """Read recipes from YAML files, with a line for every problem, and write them so that they read back unchanged."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from pydantic import Field, StrictStr, StringConstraints, WithJsonSchema
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarbool import ScalarBoolean
 
-from optimizer.errors import RecipeError, attempt
+from optimizer.errors import BlockfitWarning, RecipeError, attempt
 from optimizer.families import DEFAULT_LAYOUT, Layout, layout_names, load_layout
 from optimizer.files import (
     TEXT_SUFFIXES,
@@ -28,7 +29,7 @@ from optimizer.files import (
 )
 from optimizer.recipes.fitted import Fitted
 from optimizer.recipes.modes import MODES
-from optimizer.recipes.presets import Preset, numbered_alpha, preset_alpha, read_presets
+from optimizer.recipes.presets import Preset, dropped_note, numbered_alpha, preset_alpha, read_presets
 from optimizer.recipes.recipe import Alpha, Expected, Free, Model, Recipe, Step
 
 __all__ = [
@@ -448,12 +449,14 @@ def read_alpha(
     if isinstance(value, list):
         blocks = layout.blocks[-len(value) :] if count - 1 <= len(value) <= count else range(1, len(value) + 1)
         numbers = [_number(number, f"{where}.{block}") for block, number in zip(blocks, value, strict=True)]
+        _warn_of_dropped(layout, len(numbers), where)
         return attempt(lambda: numbered_alpha(layout, numbers, base, base_name=name), where)
     if isinstance(value, str) and presets:
         if value not in presets:
             raise RecipeError(
                 f"{where}: received {shown(value)}; no preset has this name; must be one of {', '.join(presets)}"
             )
+        _warn_of_dropped(layout, len(presets[value].numbers), where)
         return attempt(lambda: preset_alpha(presets[value], layout, base), where)
     if base is not None:
         raise RecipeError(f"{where}: received {name} {base:g} beside it; {name} goes with {count - 1} numbers only")
@@ -468,6 +471,11 @@ def read_alpha(
         free = _read_free(value, layout, where, None)
         return Alpha({block: 0.0 for block in layout.blocks if block not in free.blocks}, (free,))
     return _read_mapping(value, layout, where)
+
+
+def _warn_of_dropped(layout: Layout, count: int, where: str) -> None:
+    if (dropped := dropped_note(layout, count)) is not None:
+        warnings.warn(f"{where}: {dropped}", BlockfitWarning, stacklevel=2)
 
 
 def _read_mapping(value: Mapping[str, Any], layout: Layout, where: str) -> Alpha:

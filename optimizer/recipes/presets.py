@@ -9,17 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from optimizer.errors import RecipeError, attempt
-from optimizer.families import Layout, built_in_presets
+from optimizer.families import Layout, built_in_presets, default_layout, layout_names, load_layout
 from optimizer.recipes.recipe import Alpha
 from optimizer.recipes.written_numbers import number_in
 
 __all__ = [
     "Preset",
     "built_in_alpha",
+    "dropped_note",
+    "lacks_first",
+    "layout_of_counts",
     "numbered_alpha",
     "numbers_of",
     "parse_preset",
     "preset_alpha",
+    "preset_blocks",
     "preset_line",
     "read_presets",
 ]
@@ -144,7 +148,7 @@ def numbers_of(text: str, layout: Layout) -> tuple[list[float], str | None]:
     except ValueError:
         if re.search("[/:]", text) and not re.search(r"[,;]|\d\s+\d", text):
             raise
-    fitting = (len(layout.blocks), len(layout.blocks) - 1)
+    fitting = (len(layout.blocks), len(layout.blocks) - 1, *((len(_longer(layout)),) if _longer(layout) else ()))
     text = re.sub(r"(?<=\d)\s+%", "%", text)
     spaced = re.split(r"\s*;\s*|,\s+|\s+", text.strip(" ,;"))
     by_comma = re.split(r"\s*[,;]\s*|\s+", text.strip(" ,;"))
@@ -163,7 +167,8 @@ def numbered_alpha(
     """Return the alpha of a list of numbers.
 
     Two conventions are in use: SuperMerger's, with the text encoder's number first, and one number less with a separate
-    base alpha.
+    base alpha. Of the longer list that SuperMerger takes for some layouts, the numbers of other blocks are dropped;
+    `dropped_note` says so.
 
     Args:
         layout: The layout whose blocks are meant.
@@ -177,7 +182,10 @@ def numbered_alpha(
     Raises:
         RecipeError: The count fits neither convention, or the first block has two numbers or none.
     """
-    first, count = layout.blocks[0], len(layout.blocks)
+    first, count, longer = layout.blocks[0], len(layout.blocks), _longer(layout)
+    if longer and len(numbers) in (len(longer), len(longer) - 1):
+        names = longer[-len(numbers) :]
+        numbers = [number for name, number in zip(names, numbers, strict=True) if name in layout.blocks]
     if len(numbers) == count:
         if base is not None:
             raise RecipeError(f"received {count} numbers, {first} among them, and {base_name} {base:g}; give one")
@@ -191,7 +199,60 @@ def numbered_alpha(
     raise RecipeError(
         f"received {len(numbers)} numbers; {layout.name} has {count} blocks, {first} first, {layout.blocks[-1]} last "
         f"(or {count - 1} without {first}, and {base_name})"
+        + (f"; SuperMerger takes {len(longer)}, too" if longer else "")
     )
+
+
+def lacks_first(layout: Layout, count: int) -> bool:
+    """Return whether a list of `count` numbers has one for each block but the first, and so needs a base alpha."""
+    return count + 1 in (len(layout.blocks), len(_longer(layout)) or len(layout.blocks))
+
+
+def dropped_note(layout: Layout, count: int) -> str | None:
+    """Return a sentence on the numbers that `numbered_alpha` drops from a list of `count`; None if it drops none."""
+    longer = _longer(layout)
+    if not longer or count not in (len(longer), len(longer) - 1):
+        return None
+    dropped = _in_ranges([block for block in longer if block not in layout.blocks])
+    return f"{count} numbers for {layout.name}: those of {dropped} are dropped, as in SuperMerger"
+
+
+def preset_blocks(layout: Layout) -> tuple[str, ...]:
+    """Return the blocks of SuperMerger's lines of presets; it lists no lines of another length."""
+    return _longer(layout) or layout.blocks
+
+
+def layout_of_counts(counts: Iterable[int]) -> Layout:
+    """Return the layout that lists of numbers of these lengths are for.
+
+    Args:
+        counts: The lengths, the number of the first block included.
+
+    Returns:
+        The default layout if one of the lengths is its number of blocks; else the first layout for which that holds and
+        for which SuperMerger or model-mixer has numbers by block; else the default layout.
+    """
+    lengths = set(counts)
+    layouts = [default_layout(), *map(load_layout, layout_names())]
+    known = [layout for layout in layouts if layout.tools.knows("supermerger") or layout.tools.knows("model-mixer")]
+    return next((layout for layout in known if len(layout.blocks) in lengths), layouts[0])
+
+
+def _longer(layout: Layout) -> tuple[str, ...]:
+    """Return the blocks of the longer list of numbers that SuperMerger takes for a layout; none for most layouts."""
+    return () if layout.tools.supermerger is None else layout.tools.supermerger.longer
+
+
+def _in_ranges(blocks: Sequence[str]) -> str:
+    """Return numbered blocks with ranges, IN09-IN11 for example."""
+    runs: list[list[str]] = []
+    for block in blocks:
+        letters, number = re.fullmatch(r"(\D*)(\d*)", block).groups()  # type: ignore[union-attr]
+        if runs and number and runs[-1][-1] == f"{letters}{int(number) - 1:0{len(number)}}":
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def preset_line(name: str, values: Mapping[str, float], blocks: Iterable[str]) -> str:

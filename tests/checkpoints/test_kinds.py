@@ -992,6 +992,36 @@ def test_endless_names_are_cut(tmp_path):
     assert re.search(r"is a LoRA \(holds '(a\.){58}a\.{3}'\)", problem(tmp_path / "a.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("name", "shapes", "title", "evidence"),
+    [case for case in NETWORKS if case[0] in ("sdxl-refiner", "ssd-1b", "segmind-vega", "koala")],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_relatives_of_sdxl_are_refused_by_name(tmp_path, name, shapes, title, evidence):
+    """The refiner and the smaller models derived from SDXL are named and refused where SDXL is needed."""
+    write_header(tmp_path / "a.safetensors", shapes)
+
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path / "a.safetensors", layout=load_layout("sdxl"))
+    needed = "Stable Diffusion XL (layout sdxl)"
+    more = f"; {SINGLE_FILE}" if "diffusers names" in title else ""
+    assert caught.value.problems == (
+        f"{tmp_path / 'a.safetensors'}: is {title} ({evidence}); must be a checkpoint of {needed}{more}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "kind"), [(4, "sdxl"), (8, "sdxl-edit"), (9, "sdxl-inpainting")], ids=["base", "edit", "inpainting"]
+)
+def test_variants_of_sdxl_have_its_layout(tmp_path, write_sdxl, channels, kind):
+    """Inpainting and edit models have SDXL's layout, and are told apart by their input channels."""
+    name = f"{UNET}input_blocks.0.0.weight"
+    write_sdxl(tmp_path / "a.safetensors", overrides={name: torch.zeros(8, channels, 3, 3)})
+
+    with open_checkpoint(tmp_path / "a.safetensors") as checkpoint:
+        assert (checkpoint.kind.name, checkpoint.layout.name) == (kind, "sdxl")
+
+
 def test_incomplete_and_mixed_checkpoints_are_named(tmp_path):
     """A file with a family's UNet that lacks tensors, or has those of another family, is named with both facts."""
     write_header(tmp_path / "mixed.safetensors", under(UNET, unet(768)) | CLIP_L | OPEN_CLIP)

@@ -13,11 +13,11 @@ __all__ = ["open_attention"]
 
 
 def open_attention(
-    paths: Mapping[str, Path], seeds: Sequence[int], device: str = "cpu"
+    paths: Mapping[str, Path], seeds: Sequence[int], device: str = "cpu", layout: str = "sd1"
 ) -> AbstractContextManager[Comparison]:
     """Open the sources base, x and y with the target, to be compared by attention with these seeds."""
     return open_comparison(
-        load_layout("sd1"),
+        load_layout(layout),
         {name: paths[name] for name in ("base", "x", "y")},
         paths["target"],
         options=Options((AttentionOptions(seeds=list(seeds)),)),

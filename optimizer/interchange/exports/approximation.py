@@ -1,12 +1,13 @@
 """Records of what an export changes in a recipe because the other tool cannot express it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from optimizer.recipes import Recipe
+from optimizer.interchange.exports.placement import listed, moved_places
+from optimizer.recipes import Recipe, Step
 
-__all__ = ["Approximation", "Change", "clipped_changes"]
+__all__ = ["Approximation", "Change", "clipped_changes", "moved_changes"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,15 @@ def clipped_changes(
     for before, after in dict.fromkeys(moved.values()):
         blocks = [block for block, pair in moved.items() if pair == (before, after)]
         yield Change(field, recipe.layout.describe_blocks(blocks), f"{before:.6g}", f"{after:.6g}", reason)
+
+
+def moved_changes(recipe: Recipe, steps: Sequence[Step], mapping: str, tool: str) -> Iterable[Change]:
+    """Yield a change for each place of the network and the text encoders that other numbers move under a mapping."""
+    layout, vae = recipe.layout, recipe.layout.vae
+    for place, alphas in moved_places(recipe, steps, mapping).items():
+        if vae is not None and place.startswith(vae.prefix):
+            continue
+        ours, theirs = recipe.block_of(place), layout.block_of(place, mapping)
+        numbers = listed([f"{here:.6g} -> {there:.6g} in {where}" for where, here, there in alphas])
+        reason = f"{tool} has its own place for them ({numbers})"
+        yield Change("mapping", f"{place}*", ours or "no block", theirs or "no block", reason)

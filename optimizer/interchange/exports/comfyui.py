@@ -1,10 +1,12 @@
 """Export to ComfyUI: a workflow in the format of its API (`POST /prompt`, or Load in the browser), core nodes only.
 
 In ComfyUI a ratio of 1 keeps the first model, so ratio = 1 - alpha with a as the first. Each step becomes two merges:
-the UNet block by block, and the text encoder. A + (B - C) alpha is the merge of A with A + (B - C). Tensors of the UNet
-outside all blocks (time_embed) have their own ratio, so all mappings are exact. No core node merges VAEs: the output
-has one source's VAE, and a recipe whose VAE is a mix is refused. ComfyUI finds files by name in its own folder of
-checkpoints. An approximation has the nearest ratios from 0 to 1, and the VAE of the source with the largest share.
+the UNet block by block, and the text encoders. A + (B - C) alpha is the merge of A with A + (B - C). Tensors of the
+UNet outside all blocks (time_embed) have their own ratio, so mappings that differ there alone are exact. One ratio
+merges all tensors of the text encoders that ComfyUI merges at all, and a recipe that merges some of them by other
+numbers is refused. No core node merges VAEs: the output has one source's VAE, and a recipe whose VAE is a mix is
+refused. ComfyUI finds files by name in its own folder of checkpoints. An approximation has the nearest ratios from 0 to
+1, the text encoders' tensors merged as in ComfyUI, and the VAE of the source with the largest share.
 
 A merge node takes a tensor that one input lacks from the other input. ComfyUI merges in the precision in which it loads
 the models.
@@ -20,20 +22,23 @@ from typing import Any, NamedTuple
 from optimizer.errors import RecipeError
 from optimizer.families import Layout
 from optimizer.families.records import ComfyUINodes
-from optimizer.interchange.exports.approximation import Approximation, Change, clipped_changes
+from optimizer.interchange.exports.approximation import Approximation, Change, clipped_changes, moved_changes
 from optimizer.interchange.exports.placement import (
     CONVERTIBLE,
     alpha_at,
     file_problems,
     file_text,
     listed,
+    mapping_problems,
+    moved_places,
     vae_shares,
 )
 from optimizer.recipes import Alpha, Recipe, Step
 
-__all__ = ["approximate_for_comfyui", "write_comfyui"]
+__all__ = ["approximate_for_comfyui", "encoder_places", "write_comfyui"]
 
 _SUFFIXES = (".safetensors", ".sft", ".ckpt")
+_MAPPING = "comfyui"  # of the layouts in whose text encoders ComfyUI leaves some tensors
 _Ratios = dict[str, float]
 
 
@@ -111,6 +116,9 @@ def approximate_for_comfyui(recipe: Recipe) -> Approximation:
     clipped = {step.name: _clipped(recipe, step, changes) for step in recipe.ancestors()}
     vae, mixed = _vae_source(recipe)
     approximated = replace(recipe, steps=tuple(clipped.get(step.name, step) for step in recipe.steps))
+    if _moved_encoders(approximated):
+        changes += moved_changes(approximated, approximated.ancestors(), _MAPPING, "ComfyUI")
+        approximated = replace(approximated, mapping=_MAPPING)
     if recipe.layout.vae is not None and vae_shares(approximated) != {vae: 1.0}:
         approximated = replace(approximated, vae=vae)
     if mixed:
@@ -197,7 +205,7 @@ def _add_merge(
             usual = place.removeprefix(layout.network.prefix)
             for name in nodes.inputs.get(place, (usual,)):
                 (by_place if name == usual else further)[name] = ratio
-    encoders = [ratio for place, ratio in ratios.items() if _is_encoders(layout, place)]
+    encoders = [ratios[place] for place in encoder_places(layout)]
     return _Loaded(
         workflow.add(nodes.node, title, model1=first.model, model2=second.model, **by_place, **further),
         workflow.add("CLIPMergeSimple", title, clip1=first.clip, clip2=second.clip, ratio=(encoders or [1.0])[0]),
@@ -211,17 +219,30 @@ def _nodes(layout: Layout) -> ComfyUINodes:
     return nodes
 
 
-def _is_encoders(layout: Layout, place: str) -> bool:
-    """Return whether a place belongs to a text encoder."""
-    return any(place.startswith(encoder.prefix) for encoder in layout.text_encoders)
+def encoder_places(layout: Layout) -> tuple[str, ...]:
+    """Return the places of the text encoders that ComfyUI merges, all with one ratio."""
+    prefixes = tuple(encoder.prefix for encoder in layout.text_encoders)
+    mapping = _MAPPING if _MAPPING in layout.mappings else None
+    return tuple(p for p in layout.places if p.startswith(prefixes) and layout.block_of(p, mapping) is not None)
+
+
+def _moved_encoders(recipe: Recipe) -> list[str]:
+    """Return the places of the text encoders that ComfyUI would merge by other numbers than the recipe."""
+    if _MAPPING not in recipe.layout.mappings:
+        return []
+    prefixes = tuple(encoder.prefix for encoder in recipe.layout.text_encoders)
+    return [place for place in moved_places(recipe, recipe.ancestors(), _MAPPING) if place.startswith(prefixes)]
 
 
 def _encoder_problems(recipe: Recipe) -> list[str]:
-    """Return a line for each alpha that differs between text encoders, since one node merges all of them."""
-    layout, problems = recipe.layout, list[str]()
+    """Return a line for each place and alpha of the text encoders that one ratio cannot merge."""
+    layout = recipe.layout
+    if moved := _moved_encoders(recipe):
+        return mapping_problems(recipe, recipe.ancestors(), _MAPPING, "ComfyUI", places=moved, convertible=True)
+    problems = list[str]()
     for step in recipe.ancestors():
         for name, alpha in step.alphas.items():
-            numbers = {p: alpha_at(recipe, alpha, p) for p in layout.places if _is_encoders(layout, p)}
+            numbers = {place: alpha_at(recipe, alpha, place) for place in encoder_places(layout)}
             if len(set(numbers.values())) > 1:
                 given = ", ".join(f"{number:g} on {place}*" for place, number in numbers.items())
                 problems.append(

@@ -159,7 +159,8 @@ def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha, vae: floa
     """
     names = _names(recipe.layout)
     # List every block: sd-mecha silently leaves out the tensors of missing blocks.
-    listed = {block: alpha.at(block) for block in recipe.layout.blocks} | dict.fromkeys(names.others, 0.0)
+    listed = {block: alpha.at(block) for block in recipe.layout.blocks}
+    listed |= {block: _number(recipe, alpha, place, vae) for block, place in names.others.items()}
     numbers = " ".join(f"{block}={number!r}" for block, number in listed.items())
     values = written.add(f"dict {numbers}")
     blocks = written.add(f'literal {values} model_config="{names.blocks}" merge_space="param"')
@@ -177,14 +178,19 @@ def _write_alpha(written: _Instructions, recipe: Recipe, alpha: Alpha, vae: floa
     for part, prefix in names.components.items():
         if prefix is None:
             continue
-        number = vae if recipe.copies(prefix) else alpha_at(recipe, alpha, prefix)
-        if number != _converted(recipe, alpha, prefix):
+        number = _number(recipe, alpha, prefix, vae)
+        if prefix not in names.others.values() and number != _converted(recipe, alpha, prefix):
             parts[part] = number
     for value in dict.fromkeys(parts.values()):
         for part in (part for part, part_value in parts.items() if part_value == value):
             result = written.merge("omit_component", result, f'"{part}"')
         result = written.merge("fallback", result, repr(value))
     return result
+
+
+def _number(recipe: Recipe, alpha: Alpha, prefix: str, vae: float) -> float:
+    """Return the number of the tensors under a prefix, `vae` if the recipe copies them."""
+    return vae if recipe.copies(prefix) else alpha_at(recipe, alpha, prefix)
 
 
 def _names(layout: Layout) -> MechaNames:

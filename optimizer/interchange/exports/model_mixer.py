@@ -18,13 +18,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from optimizer.errors import RecipeError
-from optimizer.interchange.exports.approximation import Approximation, Change
+from optimizer.interchange.exports.approximation import Approximation, Change, moved_changes
 from optimizer.interchange.exports.placement import (
     CONVERTIBLE,
     file_text,
     listed,
     mapping_problems,
-    moved_places,
     vae_shares,
 )
 from optimizer.recipes import Alpha, Recipe, Step, block_coefficients
@@ -113,12 +112,7 @@ def approximate_for_model_mixer(recipe: Recipe) -> Approximation:
         if shares != vae_shares(chain):
             before = " + ".join(f"{value:.4g} x {name}" if value != 1 else name for name, value in shares.items())
             changes.append(Change("vae", None, before, steps[0].a, "model-mixer keeps model A's VAE"))
-    layout = recipe.layout
-    for place, alphas in moved_places(chain, steps, _MAPPING).items():
-        ours, theirs = chain.block_of(place), layout.block_of(place, _MAPPING)
-        numbers = listed([f"{here:.6g} -> {there:.6g} in {where}" for where, here, there in alphas])
-        reason = f"model-mixer has its own place for them ({numbers})"
-        changes.append(Change("mapping", f"{place}*", ours or "no block", theirs or "no block", reason))
+    changes += moved_changes(chain, steps, _MAPPING, "model-mixer")
     return Approximation(replace(chain, mapping=_MAPPING), tuple(changes), tuple(notes))
 
 

@@ -1,6 +1,6 @@
 """Alphas and coefficients of a recipe by place, a prefix of tensor names, and checks that several exports share."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import PurePosixPath
 
 from optimizer.library import name_without_hash
@@ -92,7 +92,13 @@ def moved_places(recipe: Recipe, steps: Sequence[Step], mapping: str) -> dict[st
 
 
 def mapping_problems(
-    recipe: Recipe, steps: Sequence[Step], mapping: str, tool: str, *, convertible: bool = False
+    recipe: Recipe,
+    steps: Sequence[Step],
+    mapping: str,
+    tool: str,
+    *,
+    places: Container[str] | None = None,
+    convertible: bool = False,
 ) -> list[str]:
     """Return a line for each prefix that a tool would merge differently than the recipe does.
 
@@ -103,6 +109,7 @@ def mapping_problems(
         steps: The steps to compare.
         mapping: The mapping of the tool, by its name in the layout.
         tool: The tool's name for the lines.
+        places: The places to look at. Default: all.
         convertible: Whether the export can be approximated, which the lines then say.
 
     Returns:
@@ -111,10 +118,12 @@ def mapping_problems(
     """
     problems: list[str] = []
     for prefix, alphas in moved_places(recipe, steps, mapping).items():
+        if places is not None and prefix not in places:
+            continue
         ours, theirs = (recipe.layout.block_of(prefix, name) for name in (recipe.mapping, mapping))
-        places = ["{} ({}, not {})".format(where, *_distinct_texts(here, there)) for where, here, there in alphas]
+        shown = ["{} ({}, not {})".format(where, *_distinct_texts(here, there)) for where, here, there in alphas]
         problems.append(
-            f"{listed(places)}: {prefix}* merges by {ours or 'no block'} with the recipe's mapping, "
+            f"{listed(shown)}: {prefix}* merges by {ours or 'no block'} with the recipe's mapping, "
             f"{recipe.mapping}, but by {theirs or 'no block'} in {tool}; make the two equal, "
             f"or fit with mapping: {mapping}{f'; {CONVERTIBLE}' if convertible else ''}"
         )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from optimizer.errors import RecipeError
 from optimizer.interchange.exports.placement import file_text, mapping_problems, vae_shares
 from optimizer.interchange.notation import write_notation
-from optimizer.recipes import Recipe, preset_line
+from optimizer.recipes import Recipe, preset_blocks, preset_line
 
 __all__ = ["supermerger_notes", "write_supermerger"]
 
@@ -37,7 +37,7 @@ def write_supermerger(recipe: Recipe) -> str:
         for name, alpha in step.alphas.items():
             preset = step.name if name == "alpha" else f"{step.name}_{name}"
             values = {block: alpha.at(block) for block in recipe.layout.blocks}
-            line = preset_line(preset, values, recipe.layout.blocks)
+            line = preset_line(preset, values, preset_blocks(recipe.layout))
             written = line.split("\t", 1)[0]
             if written in lines:
                 problems.append(

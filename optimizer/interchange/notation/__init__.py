@@ -4,7 +4,7 @@ from optimizer.interchange.notation.fields import Fields, is_empty, json_text, l
 from optimizer.interchange.notation.formulas import formula_of
 from optimizer.interchange.notation.notation import read_notation
 from optimizer.interchange.notation.settling import Imported
-from optimizer.interchange.notation.supermerger import read_supermerge
+from optimizer.interchange.notation.supermerger import layout_of_supermerge, read_supermerge
 from optimizer.interchange.notation.writing import write_notation
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "formula_of",
     "is_empty",
     "json_text",
+    "layout_of_supermerge",
     "leaves",
     "number_in",
     "numbers_in",

@@ -55,7 +55,7 @@ from optimizer.interchange.notation.tokens import (
     without_markup,
 )
 from optimizer.interchange.notation.wording import KEY_WORDS, is_key, why_merge_changes, without_bullet
-from optimizer.recipes import MOST_STEPS, Model, Preset, parse_preset, preset_alpha
+from optimizer.recipes import MOST_STEPS, Model, Preset, lacks_first, parse_preset, preset_alpha
 
 __all__ = ["LineReader"]
 
@@ -420,9 +420,8 @@ class LineReader:
         if preset is None or len(preset.numbers) < len(self._found.layout.blocks) // 2 or is_key(preset.name):
             return None
         try:
-            preset_alpha(
-                preset, self._found.layout, 0.0 if len(preset.numbers) == len(self._found.layout.blocks) - 1 else None
-            )
+            base = 0.0 if lacks_first(self._found.layout, len(preset.numbers)) else None
+            preset_alpha(preset, self._found.layout, base)
         except RecipeError as error:
             self._found.reject(number, raw.strip(), error.problems[0])
         return preset

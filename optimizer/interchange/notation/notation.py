@@ -5,15 +5,18 @@ their numbers, presets, and reported similarities. A line that looks like a step
 reported with the reason for refusing it.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 
-from optimizer.families import Layout, default_layout
+from optimizer.families import Layout
 from optimizer.interchange.notation.line_reading import LineReader
 from optimizer.interchange.notation.settling import Imported, Settling
 from optimizer.interchange.notation.writing import write_notation
-from optimizer.recipes import Preset
+from optimizer.recipes import NUMBER, Preset, layout_of_counts
 
 __all__ = ["Imported", "read_notation", "write_notation"]
+
+_LISTED = re.compile(rf"-?{NUMBER}(?:\s*,\s*-?{NUMBER}){{9,}}+")
 
 
 def read_notation(
@@ -36,7 +39,8 @@ def read_notation(
     Args:
         text: The whole text.
         name: Name of the recipe, unless the text declares one.
-        layout: Layout of the models; by default the default layout. A layout declared in the text takes precedence.
+        layout: Layout of the models. By default the one for which the text's lists of numbers have the right length,
+            else the default layout. A layout declared in the text takes precedence.
         mapping: Mapping of the recipe, which overrides the text. By default the one that the text declares, then
             model-mixer if all steps are model-mixer's and have numbers by block, then the layout's default.
         presets: Alphas that the text can refer to by name.
@@ -44,5 +48,10 @@ def read_notation(
     Returns:
         The recipe, with warnings about interpretations and about lines that were not understood.
     """
-    found = LineReader(layout or default_layout(), presets or {}).read(text)
+    found = LineReader(layout or layout_of_counts(_counts(text)), presets or {}).read(text)
     return Settling(found).imported(name, mapping)
+
+
+def _counts(text: str) -> Iterator[int]:
+    """Yield the length of each long list of numbers in a text."""
+    return (found[0].count(",") + 1 for found in _LISTED.finditer(text))

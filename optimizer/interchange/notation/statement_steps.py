@@ -19,6 +19,7 @@ from optimizer.recipes import (
     Step,
     beyond_usual,
     built_in_alpha,
+    dropped_note,
     numbered_alpha,
     numbers_of,
     preset_alpha,
@@ -100,6 +101,8 @@ class StepBuilder:
         if len(numbers) == 1 and not inner.endswith(","):
             rest = dict.fromkeys(self._layout.blocks, numbers[0])
             return Alpha(rest if base is None else rest | {self._layout.blocks[0]: base})
+        if (dropped := dropped_note(self._layout, len(numbers))) is not None:
+            self.notes.append((line, dropped))
         return attempt(lambda: numbered_alpha(self._layout, numbers, base, base_name=f"base_{symbol}"), where)
 
     def _numbers(self, text: str) -> tuple[list[float], str | None]:
@@ -121,6 +124,8 @@ class StepBuilder:
         name = parse_name(text) or text
         if name in self._presets:
             self.used.add(name)
+            if (dropped := dropped_note(self._layout, len(self._presets[name].numbers))) is not None:
+                self.notes.append((line, dropped))
             return attempt(lambda: preset_alpha(self._presets[name], self._layout, base), where)
         built_in = attempt(lambda: built_in_alpha(name, self._layout, base), where)
         if built_in is not None:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from optimizer.errors import attempt
 from optimizer.families import Layout
 from optimizer.interchange.notation.fields import Fields, leaves, numbers_in, received
-from optimizer.recipes import MODES, Alpha, numbered_alpha
+from optimizer.recipes import MODES, Alpha, dropped_note, lacks_first, layout_of_counts, numbered_alpha
 
-__all__ = ["SuperMerge", "read_supermerge"]
+__all__ = ["SuperMerge", "layout_of_supermerge", "read_supermerge"]
 
 # SuperMerger recognises its modes by these words.
 _WORDS = {"Weight": "weight_sum", "Add": "add_difference", "Triple": "triple_sum", "Twice": "sum_twice"}
@@ -54,9 +54,23 @@ def read_supermerge(fields: Fields, layout: Layout) -> SuperMerge:
     return SuperMerge(modes[0], alphas, tuple(dict.fromkeys(notes)))
 
 
+def layout_of_supermerge(fields: Fields) -> Layout:
+    """Return the layout of a merge by the length of its lists of numbers; the default layout without lists."""
+    counts: list[int] = []
+    for name in ("alpha", "beta"):
+        numbers, whole = (numbers_in(fields.data.get(field)) for field in (f"weights_{name}", f"weights_{name}_orig"))
+        # `weights_*` has no number for the first block, but perhaps one for the VAE. A list given in another length
+        # keeps it in `weights_*_orig`.
+        if numbers is not None:
+            counts += [len(numbers) + 1, len(numbers)]
+        elif whole is not None:
+            counts.append(len(whole))
+    return layout_of_counts(counts)
+
+
 def _alpha(fields: Fields, layout: Layout, name: str, notes: list[str]) -> Alpha:
     listed = {kind: _listed(fields, kind) for kind in ("Include", "Exclude")}
-    alpha = _numbers(fields, layout, name, before_excluding=any(listed.values()))
+    alpha = _numbers(fields, layout, name, notes, before_excluding=any(listed.values()))
     for kind, entries in listed.items():
         if entries:
             alpha = _without_excluded(fields, layout, kind, entries, alpha, notes)
@@ -67,7 +81,7 @@ def _listed(fields: Fields, kind: str) -> list[str]:
     return [str(entry) for entry in leaves(fields.data.get(kind)) if entry and entry != _PRINTS]
 
 
-def _numbers(fields: Fields, layout: Layout, name: str, *, before_excluding: bool) -> Alpha:
+def _numbers(fields: Fields, layout: Layout, name: str, notes: list[str], *, before_excluding: bool) -> Alpha:
     """Return the alpha or beta: one number for all blocks, or numbers by block.
 
     `weights_*_orig` contains the numbers of all blocks, or a preset's name. Otherwise `weights_*` contains all numbers
@@ -78,11 +92,19 @@ def _numbers(fields: Fields, layout: Layout, name: str, *, before_excluding: boo
         return Alpha(dict.fromkeys(layout.blocks, fields.number(f"base_{name}")))
     whole = numbers_in(fields.data.get(f"weights_{name}_orig"))
     numbers = numbers_in(fields.data.get(f"weights_{name}"))
-    if whole is not None and len(whole) == len(layout.blocks) and not (before_excluding and numbers):
+    complete = whole is not None and (len(whole) == len(layout.blocks) or dropped_note(layout, len(whole)))
+    if whole is not None and complete and not lacks_first(layout, len(whole)) and not (before_excluding and numbers):
+        notes += [note for note in [dropped_note(layout, len(whole))] if note is not None]
         return attempt(lambda: numbered_alpha(layout, whole), f"{fields.where}weights_{name}_orig")
     if numbers is None:
         raise fields.wrong(f"weights_{name}", "must be a list of numbers")
-    base = fields.number(f"base_{name}") if len(numbers) == len(layout.blocks) - 1 else None
+    tool = layout.tools.supermerger
+    if tool is not None and tool.vae_last and len(numbers) == len(layout.blocks):
+        if numbers[-1] != 0:
+            raise fields.wrong(f"weights_{name}", f"must be {len(numbers) - 1} numbers and a 0 for the VAE")
+        numbers = numbers[:-1]
+    base = fields.number(f"base_{name}") if lacks_first(layout, len(numbers)) else None
+    notes += [note for note in [dropped_note(layout, len(numbers))] if note is not None]
     return attempt(lambda: numbered_alpha(layout, numbers, base), f"{fields.where}weights_{name}")
 
 

@@ -135,8 +135,9 @@ def block_map(row: AlphaRow, scale: Scale, layout: Layout) -> Drawing:
     for position, block in enumerate(inner):
         y = 1 + (rows / 2 - len(inner) / 2 + position) * (height + gap)
         drawing.add("rect", "clear", x=columns[1] - 6, y=y - 18, width=width + 12, height=height + 24)
-        titles = " and ".join(encoder.title for encoder in layout.text_encoders if encoder.block == block)
-        drawing.words("small", columns[1] + width / 2, y - 6, titles, "middle")
+        titles = [encoder.title for encoder in layout.text_encoders if encoder.block == block]
+        what = titles[0] if len(titles) == 1 else f"{len(titles)} text encoders"
+        drawing.words("small", columns[1] + width / 2, y - 6, what, "middle")
         cell(block, columns[1], y)
     for position, block in enumerate(inputs):
         cell(block, columns[0], 1 + position * (height + gap))

@@ -1,13 +1,13 @@
 """The first screen of the report page: the sources in and out of the target, and the texts to go on with."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from optimizer.analysis import Verdict
-from optimizer.interchange import formula_of, write_notation
+from optimizer.interchange import approximate_recipe, formula_of, write_notation
 from optimizer.printable import printable, quoted
-from optimizer.recipes import Alpha, Recipe, Step, preset_line
+from optimizer.recipes import Recipe, Step, preset_blocks, preset_line
 from optimizer.reports.page.rounding import few_digits, number_in_short
 from optimizer.studies import StudyFolder
 
@@ -112,29 +112,29 @@ def numbers_of(recipe: Recipe) -> list[Numbers]:
     for step in recipe.ancestors():
         formula, _ = formula_of(step, blocks)
         for name, alpha in step.alphas.items():
-            shown = [few_digits(number) for number in _all(recipe, alpha)]
+            shown = [few_digits(alpha.at(block)) for block in blocks]
             found.append(
                 Numbers(
                     step.name,
                     step_title(recipe, step),
                     name,
                     f"{formula} = {step.name}",
-                    _preset(recipe, step, name).partition("\t")[2],
+                    _preset(recipe, step, name, blocks).partition("\t")[2],
                     f"{shown[0]} in every block" if len(set(shown)) == 1 else ", ".join(shown),
                 )
             )
     return found
 
 
-def _preset(recipe: Recipe, step: Step, alpha: str) -> str:
-    blocks = recipe.layout.blocks
-    values = dict(zip(blocks, _all(recipe, step.alphas[alpha]), strict=True))
+def _preset(recipe: Recipe, step: Step, alpha: str, blocks: Sequence[str]) -> str:
+    values = {block: step.alphas[alpha].at(block) for block in recipe.layout.blocks}
     return preset_line(step.name if alpha == "alpha" else f"{step.name}_{alpha}", values, blocks)
 
 
 def for_supermerger(recipe: Recipe) -> str:
     """Return a line for SuperMerger's presets for each alpha, then the formulas of the steps, with all digits."""
-    presets = [_preset(recipe, step, alpha) for step in recipe.ancestors() for alpha in step.alphas]
+    listed = preset_blocks(recipe.layout)
+    presets = [_preset(recipe, step, alpha, listed) for step in recipe.ancestors() for alpha in step.alphas]
     return "\n".join([*presets, "", write_notation(recipe.trimmed())])
 
 
@@ -164,20 +164,16 @@ def commands(named: str, folder: PurePath, storage: str | None, recipe: Recipe) 
     stored = "" if storage is None else f" --storage {quoted(storage)}"
     yield Command("fit, or resume the fit", f"blockfit fit {study}{stored}")
     yield Command("merge", f"blockfit merge {best} -o {_file_name(recipe.name)}.safetensors", first=True)
-    alphas = [alpha for step in recipe.ancestors() for alpha in step.alphas.values()]
     tools = recipe.layout.tools
-    if tools.knows("comfyui") and all(0 <= number <= 1 for alpha in alphas for number in _all(recipe, alpha)):
+    # ComfyUI merges with ratios from 0 to 1, text encoders in its own way, and no VAEs.
+    if tools.knows("comfyui") and not approximate_recipe(recipe, "comfyui").changes:
         yield Command("export to ComfyUI", f"blockfit export {best} --to comfyui -o workflow.json", first=True)
-    elif tools.knows("mecha"):  # ComfyUI merges with ratios from 0 to 1
+    elif tools.knows("mecha"):
         yield Command("export to sd-mecha", f"blockfit export {best} --to mecha -o recipe.mecha", first=True)
     if tools.knows("supermerger"):
         yield Command("export for SuperMerger", f"blockfit export {best} --to supermerger -o recipe.txt")
     yield Command("compute what these sources can reach", f"blockfit ceiling {study}")
     yield Command("write this page", f"blockfit report {study}{stored}")
-
-
-def _all(recipe: Recipe, alpha: Alpha) -> list[float]:
-    return [alpha.at(block) for block in recipe.layout.blocks]
 
 
 def _file_name(name: str) -> str:

@@ -420,7 +420,7 @@ def test_comfyui_from_the_browser(tmp_path):
     ("workflow", "words"),
     [
         (api(("KSampler", {"model": ["1", 0]})), ["merges no model"]),
-        (api(("ModelMergeSDXL", {"model1": ["1", 0], "model2": ["2", 0]}), saved("4", ["1", 1])), ["ModelMergeSDXL"]),
+        (api(("ModelMergeSDXL", {"model1": ["1", 0], "model2": ["2", 0]}), saved("4", ["1", 1])), ["node 4"]),
         (
             api(
                 ("LoraLoader", {"model": ["2", 0], "clip": ["2", 1]}),
