@@ -210,7 +210,7 @@ def test_the_command_and_the_licences_are_installed(installed):
     (notice,) = licences.rglob("LICENSE-CLIP.txt")
     assert "OpenAI" in notice.read_text(encoding="utf-8")
     beside = {path.name for path in (site / "optimizer" / "families" / "vocabularies").iterdir()}
-    assert beside == {"LICENSE-CLIP.txt", "bpe_simple_vocab_16e6.txt.gz"}
+    assert beside == {"LICENSE-CLIP.txt", "bpe_simple_vocab_16e6.txt.gz", "clip_prompts.txt"}
 
 
 @pytest.mark.slow

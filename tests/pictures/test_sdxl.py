@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from optimizer.errors import CheckpointError
 from optimizer.families import Pipeline, load_layout, load_tokenizer, pipeline_folder
 from optimizer.pictures import draw, open_pipeline, preview
-from optimizer.pictures.opening import open_scheduler
+from optimizer.pictures.opening import _padded_by_zero, open_scheduler
 
 PROMPTS, SEEDS, STEPS, GUIDANCE = ("a digit three", "eight"), (1, 2), 3, 4.0
 # Sizes of the tiny model. The widths of text and conditioning are SDXL's, by which its checkpoints are recognised.
@@ -201,6 +201,16 @@ def test_velocity_models_draw_as_such(tiny: SimpleNamespace, checkpoint: Path, m
     for latents, other in zip(found, expected, strict=True):
         torch.testing.assert_close(latents, other, atol=1e-4, rtol=0)
     assert float((found[0] - by_diffusers(pipeline)[0]).abs().max()) > 1e-2
+
+
+def test_the_second_tokenizer_pads_as_openclip() -> None:
+    """The CLIP-G's prompts are padded with token 0, "!" in CLIP's vocabulary, and the CLIP-L's with the end."""
+    first = load_tokenizer(pipeline_folder("sdxl"))
+    second = _padded_by_zero(first)
+
+    padded = [each("a cat", padding="max_length", max_length=6)["input_ids"] for each in (first, second)]
+
+    assert padded == [[49406, 320, 2368, 49407, 49407, 49407], [49406, 320, 2368, 49407, 0, 0]]
 
 
 def test_edm_models_are_refused(tiny: SimpleNamespace, checkpoint: Path) -> None:

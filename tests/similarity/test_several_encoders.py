@@ -111,6 +111,14 @@ def test_states_stand_side_by_side(family, paths, tokenizer, mapping, clip_skip,
     assert found < 0.99
 
 
+def test_every_tensor_of_the_encoders_merges():
+    """All tensors of both encoders merge, queries, keys and values of the CLIP-G too, as in ComfyUI: into BASE."""
+    names = [name for name in clip_shapes() | openclip_shapes() if not name.endswith("logit_scale")]
+
+    assert len(names) == 196 + 389
+    assert all(SDXL.merges(name) and SDXL.block_of(name, "comfyui") == "BASE" for name in names)
+
+
 def test_line_does_not_change_the_score(family, paths):
     """Preparation for the line of one alpha does not change the score."""
     target, others = family[0] / "target.safetensors", [recipe(paths, alpha) for alpha in (0.0, 1.0)]
