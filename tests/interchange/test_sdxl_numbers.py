@@ -95,6 +95,38 @@ def test_twenty_numbers_tell_sdxl():
     assert alpha(read_notation(more, layout=load_layout("sdxl")).recipe) == BY_BLOCK
 
 
+def test_a_base_beside_the_list():
+    """A list of 19 numbers with a number for BASE beside it is SDXL's; so is one of 25 that is said to be SDXL's."""
+    shorter = f"{FORMULA}alpha = ({listed(NUMBERS[1:])})\nbase_alpha = {NUMBERS[0]}"
+    longer = f'layout: "sdxl"\n{FORMULA}alpha = ({listed(LONGER[1:])})\nbase_alpha = {NUMBERS[0]}'
+
+    assert alpha(read_notation(shorter).recipe) == BY_BLOCK
+    assert alpha(read_notation(longer).recipe) == BY_BLOCK
+
+
+def test_the_console_tells_sdxl():
+    """SuperMerger's console prints the number of BASE apart, and a 0 for the VAE at the end of the list."""
+    printed = {
+        "model A": "photo",
+        "model B": "comic",
+        "model C": "None",
+        "alpha,beta": "(0.0, 0.25)",
+        "weights_alpha": listed([*NUMBERS[1:], 0]),
+        "weights_beta": "",
+        "mode": "Weight sum:A*(1-alpha)+B*alpha",
+        "MBW": "True",
+        "CalcMode": "normal",
+        "Elemental": "",
+        "Off": "([], '')",
+        "Adjust": "",
+    }
+    text = "merging...\n" + "\n".join(f"  {key}: {value}" for key, value in printed.items())
+
+    recipe = read_notation(text).recipe
+
+    assert (recipe.layout.name, alpha(recipe)) == ("sdxl", BY_BLOCK)
+
+
 def test_presets_are_found_for_sdxl():
     """SuperMerger's own presets, and lines of its file, have 26 numbers for SDXL, too."""
     presets = "MINE\t" + listed(LONGER)
