@@ -213,6 +213,28 @@ def test_the_command_takes_a_layout(tmp_path, capsys):
     assert not (tmp_path / "other.yaml").exists()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [f'layout: "sdxl"\n{FORMULA}alpha = 0.5', 'version 0.1.0\nmodel "a.safetensors" model_config="sdxl-sgm"'],
+    ids=["formulas", "mecha"],
+)
+def test_a_text_of_another_layout_is_refused(tmp_path, text):
+    """A text that names its layout cannot be read as another's."""
+    path = tmp_path / "text.txt"
+    if text.startswith("version"):
+        text += (
+            ' merge_space="weight"\nmodel "b.safetensors" model_config="sdxl-sgm" merge_space="weight"\n'
+            'merge "weighted_sum" &0 &1 0.5'
+        )
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(RecipeError) as caught:
+        import_text(path, layout="sd1")
+
+    assert (caught.value.problems, caught.value.field) == ((f"{path}: is of layout sdxl; received sd1",), "layout")
+    assert import_text(path, layout="sdxl").recipe.layout.name == "sdxl"
+
+
 def test_workflows_of_one_ratio_take_a_layout(tmp_path):
     """A ComfyUI workflow without a node of one family is of the layout that is named."""
     import json
