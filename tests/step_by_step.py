@@ -60,7 +60,7 @@ SDXL_ATTENTION = {
 # it leaves them as in A.
 _SDXL_PLACES = {
     "supermerger": ("IN00", "IN00", None, None, None, "BASE"),
-    "mecha": ("BASE", "BASE", "BASE", "BASE", "BASE", None),
+    "mecha": ("BASE", "BASE", "BASE", "BASE", "BASE", "BASE"),
     "model-mixer": ("OUT08", None, "BASE", None, None, None),
     "comfyui": ("IN00", "IN00", "BASE", "BASE", None, None),
 }

@@ -85,7 +85,7 @@ def import_recipe(
 
     Texts may contain formulas in SuperMerger's and other notations, also within prose; tables of steps; SuperMerger's
     console output and history; and model-mixer's line. Other formats: metadata as JSON, sd-mecha's texts, mergekit's
-    YAML and ComfyUI's workflows. --mapping and --presets apply to texts only.
+    YAML and ComfyUI's workflows. --layout, --mapping and --presets apply to texts only.
 
     A line that looks like a step and cannot be parsed is a warning; it is an error if the recipe would end a step too
     early without it.

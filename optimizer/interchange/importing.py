@@ -55,8 +55,8 @@ def import_text(
 
     Args:
         path: The file, at most 1 MiB.
-        layout: The layout of a text that names none. Default: the one for which the text's lists of numbers have the
-            right length, else sd1.
+        layout: The layout of a text that names none, or the one that it names. Default: the one for which the text's
+            lists of numbers have the right length, else sd1.
         mapping: The mapping of a text with formulas. Default: the one that the text declares.
         presets: A file with the presets of a text with formulas.
         with_parents: For metadata, replace models that were themselves merged with the steps that made them.
@@ -78,11 +78,14 @@ def import_text(
             if value is not None:
                 raise RecipeError(f"{path}: {option}: received {value}; the file contains its own, or needs none")
         recipe, warnings = read()
+        _check_layout(recipe, given, path)
         return Imported(recipe, (*warnings, *_beyond_usual(recipe)))
     if with_parents:
         raise RecipeError(f"{path}: with_parents: a text of formulas holds no recipes of its models; merged files do")
     known = None if presets is None else read_presets(_read(Path(presets)))
-    return attempt(lambda: read_notation(text, name=path.stem, layout=given, mapping=mapping, presets=known), path)
+    found = attempt(lambda: read_notation(text, name=path.stem, layout=given, mapping=mapping, presets=known), path)
+    _check_layout(found.recipe, given, path)
+    return found
 
 
 def import_merged(path: Path | str, *, with_parents: bool = False) -> Imported:
@@ -110,6 +113,12 @@ def import_merged(path: Path | str, *, with_parents: bool = False) -> Imported:
         raise RecipeError(f"{path}: is {kind}; it holds no recipe")
     recipe, warnings = _of_metadata(metadata, path, layout, with_parents=with_parents)
     return Imported(recipe, (*warnings, *_beyond_usual(recipe)))
+
+
+def _check_layout(recipe: Recipe, given: Layout | None, path: Path) -> None:
+    """Raise RecipeError if a text names another layout than the one that was given."""
+    if given is not None and recipe.layout.name != given.name:
+        raise RecipeError(f"{path}: is of layout {recipe.layout.name}; received {given.name}", field="layout")
 
 
 def _beyond_usual(recipe: Recipe) -> list[str]:

@@ -231,7 +231,8 @@ class _Reader:
         unknown = [block for block in literal.numbers if block not in (*self.layout.blocks, *others)]
         if unknown:
             raise RecipeError(f"received the block {received(unknown[0])}; {self.layout.name} has no such block")
-        blocks = {place: self.layout.block_of(place, self.names.mapping) for place in self.layout.places}
+        places = [place for place in self.layout.places if place not in others.values()]
+        blocks = {place: self.layout.block_of(place, self.names.mapping) for place in places}
         numbers = {block: _number(value) for block, value in literal.numbers.items()}
         by_prefix = {prefix: numbers[block] for prefix, block in blocks.items() if block in numbers}
         return _Alpha(by_prefix | {prefix: numbers[block] for block, prefix in others.items() if block in numbers})

@@ -226,16 +226,17 @@ def layout_of_counts(counts: Iterable[int]) -> Layout:
     """Return the layout that lists of numbers of these lengths are for.
 
     Args:
-        counts: The lengths, the number of the first block included.
+        counts: The lengths, with or without the first block's number.
 
     Returns:
-        The default layout if one of the lengths is its number of blocks; else the first layout for which that holds and
-        for which SuperMerger or model-mixer has numbers by block; else the default layout.
+        The default layout if one of the lengths fits its blocks; else the first layout for which that holds and for
+        which SuperMerger or model-mixer has numbers by block; else the default layout.
     """
     lengths = set(counts)
     layouts = [default_layout(), *map(load_layout, layout_names())]
     known = [layout for layout in layouts if layout.tools.knows("supermerger") or layout.tools.knows("model-mixer")]
-    return next((layout for layout in known if len(layout.blocks) in lengths), layouts[0])
+    fitting = (layout for layout in known if lengths & {len(layout.blocks), len(layout.blocks) - 1})
+    return next(fitting, layouts[0])
 
 
 def _longer(layout: Layout) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ COMMAND = get_command(app)
 COMMANDS = documented_commands()
 # Commands that are only parsed here, with the tests that run them.
 NOT_RUN = {
-    "blockfit init target.safetensors sd_xl_base_1.0.safetensors": "needs SDXL files: tests/cli/test_sdxl.py runs it",
+    "blockfit init target.safetensors sd_xl_base": "needs SDXL files: tests/cli/test_sdxl_study.py runs it",
     "blockfit demo": "takes a minute: tests/demo runs it",
     "blockfit preview": "draws with a trained model: tests/pictures runs it",
     "blockfit report mine --prompt": "draws with a trained model: tests/reports runs it",

@@ -114,6 +114,16 @@ def write(tmp_path):
             "tools: {comfyui: {node: N, inputs: {a.: [b.]}}}\nbase_names:",
             "tools.comfyui.inputs: received 'a.'",
         ),
+        (
+            "base_names:",
+            "tools: {supermerger: {longer: [CLIP, T5, IN]}}\nbase_names:",
+            "tools.supermerger.longer: must have all blocks of the layout, in its order",
+        ),
+        (
+            "base_names:",
+            "tools: {mecha: {model: m, blocks: b, converter: c, mapping: plain, others: {X: x.}}}\nbase_names:",
+            "tools.mecha.others: received 'x.'; must be one of the places",
+        ),
         ("base_names:", "inpainting: {tensor: ae.x, channels: 4}\nbase_names:", "inpainting.tensor: received 'ae.x'"),
         (
             "base_names:",

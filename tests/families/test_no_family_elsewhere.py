@@ -10,10 +10,11 @@ import optimizer
 
 PACKAGE = Path(optimizer.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "families" not in path.relative_to(PACKAGE).parts)
-# Names of tensors, blocks, files and layouts of Stable Diffusion 1.x, and its number of blocks.
+# Names of tensors, blocks, files and layouts of Stable Diffusion 1.x and XL, and the number of blocks of the first.
 LITERAL = re.compile(
     r"model\.diffusion_model|first_stage_model|cond_stage_model|input_blocks|output_blocks|middle_block|time_embed|label_emb"
     r"|\bsd1\b|sd1-|_sd1_|v1-5|\b(IN|OUT)[01]\d|\bM00|\bBASE\b|Stable Diffusion|\bSD ?1|ModelMergeSD"
+    r"|sdxl|SDXL|sd_xl|conditioner\.|embedders|resblocks|\b(in_proj|text_projection|positional_embedding|logit_scale)"
 )
 COUNTS = {25, 26, 49408}
 # Functions, and arguments of any, whose texts are what a user may type, and so name blocks and files of the family that

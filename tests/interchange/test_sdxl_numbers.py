@@ -95,6 +95,38 @@ def test_twenty_numbers_tell_sdxl():
     assert alpha(read_notation(more, layout=load_layout("sdxl")).recipe) == BY_BLOCK
 
 
+def test_a_base_beside_the_list():
+    """A list of 19 numbers with a number for BASE beside it is SDXL's; so is one of 25 that is said to be SDXL's."""
+    shorter = f"{FORMULA}alpha = ({listed(NUMBERS[1:])})\nbase_alpha = {NUMBERS[0]}"
+    longer = f'layout: "sdxl"\n{FORMULA}alpha = ({listed(LONGER[1:])})\nbase_alpha = {NUMBERS[0]}'
+
+    assert alpha(read_notation(shorter).recipe) == BY_BLOCK
+    assert alpha(read_notation(longer).recipe) == BY_BLOCK
+
+
+def test_the_console_tells_sdxl():
+    """SuperMerger's console prints the number of BASE apart, and a 0 for the VAE at the end of the list."""
+    printed = {
+        "model A": "photo",
+        "model B": "comic",
+        "model C": "None",
+        "alpha,beta": "(0.0, 0.25)",
+        "weights_alpha": listed([*NUMBERS[1:], 0]),
+        "weights_beta": "",
+        "mode": "Weight sum:A*(1-alpha)+B*alpha",
+        "MBW": "True",
+        "CalcMode": "normal",
+        "Elemental": "",
+        "Off": "([], '')",
+        "Adjust": "",
+    }
+    text = "merging...\n" + "\n".join(f"  {key}: {value}" for key, value in printed.items())
+
+    recipe = read_notation(text).recipe
+
+    assert (recipe.layout.name, alpha(recipe)) == ("sdxl", BY_BLOCK)
+
+
 def test_presets_are_found_for_sdxl():
     """SuperMerger's own presets, and lines of its file, have 26 numbers for SDXL, too."""
     presets = "MINE\t" + listed(LONGER)
@@ -179,6 +211,28 @@ def test_the_command_takes_a_layout(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("blockfit: --layout: unknown layout 'sd9'; must be one of ")
     assert not (tmp_path / "other.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f'layout: "sdxl"\n{FORMULA}alpha = 0.5', 'version 0.1.0\nmodel "a.safetensors" model_config="sdxl-sgm"'],
+    ids=["formulas", "mecha"],
+)
+def test_a_text_of_another_layout_is_refused(tmp_path, text):
+    """A text that names its layout cannot be read as another's."""
+    path = tmp_path / "text.txt"
+    if text.startswith("version"):
+        text += (
+            ' merge_space="weight"\nmodel "b.safetensors" model_config="sdxl-sgm" merge_space="weight"\n'
+            'merge "weighted_sum" &0 &1 0.5'
+        )
+    path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(RecipeError) as caught:
+        import_text(path, layout="sd1")
+
+    assert (caught.value.problems, caught.value.field) == ((f"{path}: is of layout sdxl; received sd1",), "layout")
+    assert import_text(path, layout="sdxl").recipe.layout.name == "sdxl"
 
 
 def test_workflows_of_one_ratio_take_a_layout(tmp_path):

@@ -16,7 +16,8 @@ from optimizer.recipes import NUMBER, Preset, layout_of_counts
 
 __all__ = ["Imported", "read_notation", "write_notation"]
 
-_LISTED = re.compile(rf"-?{NUMBER}(?:\s*,\s*-?{NUMBER}){{9,}}+")
+# Possessive quantifiers, and no match that begins within a number: long texts would take quadratic time.
+_LISTED = re.compile(rf"(?<![\w.])-?{NUMBER}(?:\s*+,\s*+-?{NUMBER}){{9,}}+")
 
 
 def read_notation(
@@ -53,5 +54,5 @@ def read_notation(
 
 
 def _counts(text: str) -> Iterator[int]:
-    """Yield the length of each long list of numbers in a text."""
+    """Yield the length of each list of at least ten numbers in a text."""
     return (found[0].count(",") + 1 for found in _LISTED.finditer(text))

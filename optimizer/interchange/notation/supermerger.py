@@ -59,12 +59,9 @@ def layout_of_supermerge(fields: Fields) -> Layout:
     counts: list[int] = []
     for name in ("alpha", "beta"):
         numbers, whole = (numbers_in(fields.data.get(field)) for field in (f"weights_{name}", f"weights_{name}_orig"))
-        # `weights_*` has no number for the first block, but perhaps one for the VAE. A list given in another length
-        # keeps it in `weights_*_orig`.
-        if numbers is not None:
-            counts += [len(numbers) + 1, len(numbers)]
-        elif whole is not None:
-            counts.append(len(whole))
+        # `weights_*_orig` keeps the length in which a list was given, longer perhaps than the model has blocks.
+        found = whole if numbers is None else numbers
+        counts += [] if found is None else [len(found)]
     return layout_of_counts(counts)
 
 

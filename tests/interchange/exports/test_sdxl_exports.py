@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from running_comfyui import carry_out, validate
 from safetensors.torch import load_file
 from step_by_step import SDXL_BLOCKS, as_dicts, block_of_sdxl, merge_by_steps, merged_names
 
+from optimizer.errors import RecipeError
 from optimizer.families import load_layout
 from optimizer.interchange import EXPORTS, approximate_recipe, export_recipe, import_text
 from optimizer.merging import merge
@@ -123,6 +125,29 @@ def test_mecha_numbers_the_vae():
 
     assert list(by_mapping["supermerger"]) == [*SDXL_BLOCKS, "VAE"]
     assert (by_mapping["supermerger"]["VAE"], by_mapping["model-mixer"]["VAE"]) == ("0.1", "0.0")
+
+
+@pytest.mark.parametrize(
+    ("vae", "words"),
+    [("", "no alpha for first_stage_model.*"), (" VAE=0.7", "first_stage_model.* has 0.7"), (" VAE=1.0", None)],
+)
+def test_mecha_texts_need_a_number_for_the_vae(tmp_path, vae, words):
+    """A list without VAE is refused, as sd-mecha leaves the VAE out; so is a mix other than BASE's, but no copy."""
+    numbers = " ".join(f"{block}={number}" for block, number in RISING.items())
+    path = tmp_path / "recipe.mecha"
+    path.write_text(
+        'version 0.1.0\nmodel "base.safetensors" model_config="sdxl-sgm" merge_space="weight"\n'
+        'model "x.safetensors" model_config="sdxl-sgm" merge_space="weight"\n'
+        f'dict {numbers}{vae}\nliteral &2 model_config="sdxl-supermerger_blocks" merge_space="param"\n'
+        'merge "convert_sdxl_blocks_to_sgm" &3\nmerge "weighted_sum" &0 &1 &4',
+        encoding="utf-8",
+    )
+
+    if words is not None:
+        with pytest.raises(RecipeError, match=re.escape(words)):
+            import_text(path)
+    else:
+        assert (import_text(path).recipe.mapping, import_text(path).recipe.vae) == ("mecha", "x")
 
 
 @pytest.mark.parametrize("steps", [CHAIN, EVERY_MODE], ids=["chain", "modes"])
