@@ -129,7 +129,7 @@ class _LayoutFile(UserFile):
 
 
 def layout_names() -> tuple[str, ...]:
-    """Return the names of all layouts: those that come with blockfit, sorted, then the registered ones."""
+    """Return the names of all layouts: the default, the others that come with blockfit, sorted, the registered ones."""
     return (*_shipped(), *_REGISTERED)
 
 
@@ -206,7 +206,8 @@ def read_layout(path: Path) -> Layout:
 
 @cache
 def _shipped() -> tuple[str, ...]:
-    return tuple(sorted(each.name.removesuffix(".yaml") for each in _FOLDER.iterdir() if each.name.endswith(".yaml")))
+    names = (each.name.removesuffix(".yaml") for each in _FOLDER.iterdir() if each.name.endswith(".yaml"))
+    return tuple(sorted(names, key=lambda name: (name != DEFAULT_LAYOUT, name)))
 
 
 @cache

@@ -89,7 +89,7 @@ def test_choices_match_implementations():
         (["export", "x", "--to", "m"], ["model-mixer", "mecha", "mergekit"]),
         (["import", "x", "--mapping", "me"], ["mecha"]),
         (["init", "x", "--mapping", "mo"], ["model-mixer"]),
-        (["compare", "x", "--blocks", "o"], ["output", *(f"OUT{n:02}" for n in range(12))]),
+        (["compare", "x", "--blocks", "o"], ["output", *(f"OUT{n:02}" for n in range(12)), "OUT"]),
         (["compare", "x", "--blocks", "OUT09-"], ["OUT09-OUT10", "OUT09-OUT11"]),
         (["compare", "x", "--blocks", "M00,OUT10-o"], ["M00,OUT10-OUT11"]),
         (["compare", "x", "--blocks", "M00,M"], []),

@@ -74,7 +74,7 @@ def write(tmp_path):
             r"'model\.dit\.', to: '\1dit.'",
             r"renames.0.to: received '\\1dit.'; the pattern has 0",
         ),
-        ("base_names:", "base_name:", "base_name: unknown field; must be one of name, title, blocks, "),
+        ("base_names:", "base_name:", "base_name: unknown field; must be one of name, title, about, blocks, "),
         (
             ONE,
             encoder("kind: t5, model: text.one., layers: 2, heads: 2, activation: gelu, tokens: t, states: {layer: 1}"),
