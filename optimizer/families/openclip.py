@@ -1,6 +1,9 @@
 """The names of OpenCLIP's text encoder for the parameters of transformers' CLIPTextModel."""
 
-__all__ = ["openclip_place"]
+__all__ = ["OPENCLIP_PROJECTION", "openclip_place"]
+
+# The projection of the end token's state, from the right; transformers holds its transpose.
+OPENCLIP_PROJECTION = "text_projection"
 
 _WHOLE = {
     "embeddings.token_embedding.weight": "token_embedding.weight",

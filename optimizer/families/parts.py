@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from optimizer.families.openclip import openclip_place
+from optimizer.families.openclip import OPENCLIP_PROJECTION, openclip_place
 from optimizer.families.records import Activation, EncoderKind, EncoderStates, Pipeline, PositionIds, Role
 
 __all__ = ["ModelPart", "TextEncoder"]
@@ -83,6 +83,11 @@ class TextEncoder(ModelPart):
         """Return the name of `tokens` without `model` before it."""
         assert self.tokens is not None
         return self.tokens.removeprefix(self.model)
+
+    @property
+    def projection(self) -> str:
+        """The canonical name of OpenCLIP's projection."""
+        return self.model + OPENCLIP_PROJECTION
 
     def place_of(self, parameter: str) -> tuple[str, int | None]:
         """Return where checkpoints hold a parameter of transformers' CLIPTextModel.

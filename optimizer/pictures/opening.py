@@ -292,7 +292,7 @@ def _load_encoder(encoder: TextEncoder, part: str, file: TensorSource, folder: P
     places = {name: encoder.place_of(name) for name in within.state_dict()}
     needed = dict.fromkeys(stored for stored, _ in places.values())
     # OpenCLIP multiplies by the projection from the right.
-    projection = f"{encoder.model}text_projection"
+    projection = encoder.projection
     if projects:
         needed[projection] = None
     _check_count(file, part, encoder.model, sum(name in file.tensors for name in needed), len(needed))

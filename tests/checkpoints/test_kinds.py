@@ -625,7 +625,8 @@ def test_networks_are_named(tmp_path, name, shapes, title, evidence):
         assert (name, opened) == (checkpoint.kind.name, layout)
     if title is not None:
         more = f"; {SINGLE_FILE}" if "diffusers names" in title else ""
-        assert f"is {title} ({evidence}); {NEEDED}{more}" == problem(path)
+        own = "" if opened is None else f", layout {opened}"
+        assert f"is {title} ({evidence}){own}; {NEEDED}{more}" == problem(path)
 
 
 @pytest.mark.parametrize(
