@@ -339,6 +339,39 @@ def test_openclip_alone(tmp_path, tokenizer, layer, normalized, clip_skip):
     assert found["TEXT"] < 0.99
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix", "layers", "heads", "normalized"),
+    [
+        ("sd2", "cond_stage_model.model.", 24, 16, True),
+        ("sdxl-refiner", "conditioner.embedders.0.model.", 32, 20, False),
+    ],
+)
+def test_families_with_one_openclip(tmp_path, tokenizer, name, prefix, layers, heads, normalized):
+    """SD 2.x and SDXL's refiner are scored by the state before the last layer, that of SD 2.x normalized."""
+    unet = {
+        "sd2": {"input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (8, 1024)},
+        "sdxl-refiner": {
+            "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (8, 1280),
+            "label_emb.0.0.weight": (8, 2560),
+        },
+    }[name] | {"input_blocks.0.0.weight": (8, 4, 3, 3)}
+    shapes = dict.fromkeys(load_layout(name).requires, (8, 8))
+    shapes |= {f"model.diffusion_model.{tensor}": shape for tensor, shape in unet.items()}
+    shapes |= {tensor: shape for tensor, shape in OTHER_SHAPES.items() if tensor.startswith("first_stage_model.")}
+    shapes |= openclip_shapes(prefix, layers=layers, width=2 * heads, inner=40)
+    tensors = write_family(tmp_path, ("candidate", "target"), shapes)
+
+    found = compare(*(tmp_path / f"{each}.safetensors" for each in tensors), metric="encoder", prompts=PROMPTS)
+
+    tokens, lengths = padded(tokenizer, PROMPTS)
+    states = [
+        openclip_states(each, tokens, prefix=prefix, layers=layers - 1, heads=heads, normalized=normalized)
+        for each in tensors.values()
+    ]
+    assert found == {"BASE": pytest.approx(mean_cosine(*states, lengths), abs=1e-5)}
+    assert found["BASE"] < 0.99
+
+
 def test_half_precision_files_are_read(family, paths, tmp_path):
     """Files in float16 score as their values in float32."""
     halves, floats = {}, {}
