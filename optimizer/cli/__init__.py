@@ -6,6 +6,8 @@ Exit codes: 0 success; 1 a failure that the input did not cause; 2 bad input: on
 written; 130 interrupted, the best recipe so far exported. Tracebacks are shown with `--debug` only.
 """
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +32,8 @@ _MOST_PROBLEMS = 100  # lines; more would scroll the first ones off the screen
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and end the process with its exit code."""
     use_utf8()
+    # The interpreter's last collection would walk over all modules, which keeps the prompt waiting for half a second.
+    atexit.register(gc.freeze)
     words = list(arguments) if arguments is not None else None
     if os.environ.get(COMPLETION_VARIABLE):
         _complete(words)

@@ -240,3 +240,15 @@ def test_after_ctrl_c_only_the_result_is_written(folder: Path) -> None:
     written = {path.name for path in folder.iterdir()}
     assert {"best.yaml", "trials.csv", "study.db", "fit.log"} <= written
     assert written.isdisjoint({"plots", "report.html", "best.simple.yaml"})
+
+
+def test_the_end_of_a_command_walks_over_no_module() -> None:
+    """When the interpreter ends, its last garbage collection has nothing to walk over: the prompt is back at once."""
+    code = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print(len(gc.get_objects()) < 1000 < gc.get_freeze_count()))\n"
+        "from optimizer.cli import main\n"
+        "main(['--version'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True"
