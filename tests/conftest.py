@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,46 @@ _ATTENTION_BLOCKS = (
 _TEXT = "cond_stage_model.transformer.text_model."
 
 
+def _add_layer(shapes: dict[str, tuple[int, ...]], name: str, *shape: int) -> None:
+    shapes[f"{name}.weight"] = shape
+    shapes[f"{name}.bias"] = shape[:1]
+
+
+def _clip_shapes(prefix: str, width: int, layers: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a tiny CLIP text model in transformers' names: 64 tokens, 77 positions."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    layer = partial(_add_layer, shapes)
+    shapes[prefix + "embeddings.token_embedding.weight"] = (64, width)
+    shapes[prefix + "embeddings.position_embedding.weight"] = (77, width)
+    for n in range(layers):
+        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"):
+            layer(f"{prefix}encoder.layers.{n}.{name}", width, width)
+        layer(f"{prefix}encoder.layers.{n}.mlp.fc1", 4 * width, width)
+        layer(f"{prefix}encoder.layers.{n}.mlp.fc2", width, 4 * width)
+        layer(f"{prefix}encoder.layers.{n}.layer_norm1", width)
+        layer(f"{prefix}encoder.layers.{n}.layer_norm2", width)
+    layer(prefix + "final_layer_norm", width)
+    return shapes
+
+
+def _drawn_tensors(
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    dtype: torch.dtype,
+    around: Mapping[str, torch.Tensor] | None,
+    distance: float,
+) -> dict[str, torch.Tensor]:
+    """Return standard normal tensors from `seed`, or those of `around` plus `distance` times standard normal ones."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, shape in shapes.items():
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if around is not None and name in around:
+            values = around[name].double() + distance * values
+        tensors[name] = values.to(dtype)
+    return tensors
+
+
 def make_sd1_shapes(*, width: int = 8, text_layers: int = 2) -> dict[str, tuple[int, ...]]:
     """Return the shape of each floating-point tensor of a tiny SD 1.x checkpoint by its LDM name.
 
@@ -81,11 +122,7 @@ def make_sd1_shapes(*, width: int = 8, text_layers: int = 2) -> dict[str, tuple[
     [width, width]. The text encoder has `text_layers` layers, 64 tokens and 77 positions.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-
-    def layer(name: str, *shape: int) -> None:
-        shapes[f"{name}.weight"] = shape
-        shapes[f"{name}.bias"] = shape[:1]
-
+    layer = partial(_add_layer, shapes)
     unet = "model.diffusion_model."
     layer(unet + "time_embed.0", width, width)
     layer(unet + "input_blocks.0.0", width, 4, 3, 3)
@@ -101,16 +138,7 @@ def make_sd1_shapes(*, width: int = 8, text_layers: int = 2) -> dict[str, tuple[
     layer(unet + "out.0", width)
     layer(unet + "out.2", 4, width, 3, 3)
 
-    shapes[_TEXT + "embeddings.token_embedding.weight"] = (64, width)
-    shapes[_TEXT + "embeddings.position_embedding.weight"] = (77, width)
-    for n in range(text_layers):
-        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"):
-            layer(f"{_TEXT}encoder.layers.{n}.{name}", width, width)
-        layer(f"{_TEXT}encoder.layers.{n}.mlp.fc1", 4 * width, width)
-        layer(f"{_TEXT}encoder.layers.{n}.mlp.fc2", width, 4 * width)
-        layer(f"{_TEXT}encoder.layers.{n}.layer_norm1", width)
-        layer(f"{_TEXT}encoder.layers.{n}.layer_norm2", width)
-    layer(_TEXT + "final_layer_norm", width)
+    shapes |= _clip_shapes(_TEXT, width, text_layers)
 
     layer("first_stage_model.encoder.conv_in", width, 3, 3, 3)
     layer("first_stage_model.decoder.conv_out", 3, width, 3, 3)
@@ -136,13 +164,8 @@ def make_sd1_tensors(
     `around` plus `distance` times standard normal ones. The same seed gives the same values if parts are left
     out. `ema` adds a copy as LDM's training does. `position_ids` are int64 [1, 77].
     """
-    generator = torch.Generator().manual_seed(seed)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, shape in make_sd1_shapes(width=width, text_layers=text_layers).items():
-        values = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if around is not None and name in around:
-            values = around[name].double() + distance * values
-        tensors[name] = values.to(dtype)
+    shapes = make_sd1_shapes(width=width, text_layers=text_layers)
+    tensors = _drawn_tensors(shapes, seed, dtype, around, distance)
     if position_ids:
         tensors[_TEXT + "embeddings.position_ids"] = torch.arange(77).unsqueeze(0)
     if ema:
@@ -174,11 +197,7 @@ def make_sdxl_shapes(*, width: int = 8, text_layers: int = 2) -> dict[str, tuple
     Both text encoders have `text_layers` layers, 64 tokens and 77 positions.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-
-    def layer(name: str, *shape: int) -> None:
-        shapes[f"{name}.weight"] = shape
-        shapes[f"{name}.bias"] = shape[:1]
-
+    layer = partial(_add_layer, shapes)
     unet = "model.diffusion_model."
     layer(unet + "time_embed.0", width, width)
     layer(unet + "label_emb.0.0", width, 2816)
@@ -201,16 +220,7 @@ def make_sdxl_shapes(*, width: int = 8, text_layers: int = 2) -> dict[str, tuple
     layer(unet + "out.0", width)
     layer(unet + "out.2", 4, width, 3, 3)
 
-    shapes[_CLIP_L + "embeddings.token_embedding.weight"] = (64, width)
-    shapes[_CLIP_L + "embeddings.position_embedding.weight"] = (77, width)
-    for n in range(text_layers):
-        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"):
-            layer(f"{_CLIP_L}encoder.layers.{n}.{name}", width, width)
-        layer(f"{_CLIP_L}encoder.layers.{n}.mlp.fc1", 4 * width, width)
-        layer(f"{_CLIP_L}encoder.layers.{n}.mlp.fc2", width, 4 * width)
-        layer(f"{_CLIP_L}encoder.layers.{n}.layer_norm1", width)
-        layer(f"{_CLIP_L}encoder.layers.{n}.layer_norm2", width)
-    layer(_CLIP_L + "final_layer_norm", width)
+    shapes |= _clip_shapes(_CLIP_L, width, text_layers)
 
     shapes[_CLIP_G + "token_embedding.weight"] = (64, width)
     shapes[_CLIP_G + "positional_embedding"] = (77, width)
@@ -249,13 +259,8 @@ def make_sdxl_tensors(
 
     Values are drawn as in `make_sd1_tensors`. `v_prediction` adds the empty markers v_pred and ztsnr.
     """
-    generator = torch.Generator().manual_seed(seed)
-    tensors: dict[str, torch.Tensor] = {}
-    for name, shape in make_sdxl_shapes(width=width, text_layers=text_layers).items():
-        values = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if around is not None and name in around:
-            values = around[name].double() + distance * values
-        tensors[name] = values.to(dtype)
+    shapes = make_sdxl_shapes(width=width, text_layers=text_layers)
+    tensors = _drawn_tensors(shapes, seed, dtype, around, distance)
     tensors[_CLIP_L + "embeddings.position_ids"] = torch.arange(77).unsqueeze(0)
     left_out = (*(() if text_encoders else ("conditioner.",)), *(() if vae else ("first_stage_model.",)))
     markers = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)} if v_prediction else {}
