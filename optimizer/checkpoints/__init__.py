@@ -1,6 +1,6 @@
 """Reading and writing of tensors behind one protocol, `TensorSource`: lazily read, recognized by kind, streamed."""
 
-from optimizer.checkpoints.configuration import encoders_of, pipeline_of, readable_encoder_of
+from optimizer.checkpoints.configuration import encoders_of, pipeline_of, placed_parameters, readable_encoder_of
 from optimizer.checkpoints.kinds import FileKind
 from optimizer.checkpoints.open_file import FileState
 from optimizer.checkpoints.other_files import STATISTICS, kind_of_folder, kind_of_other_file
@@ -42,6 +42,7 @@ __all__ = [
     "open_checkpoint",
     "open_vae",
     "pipeline_of",
+    "placed_parameters",
     "raw_bytes",
     "read_prediction",
     "readable_encoder_of",

@@ -1,13 +1,16 @@
-"""The pipeline configuration that a checkpoint goes with."""
+"""The pipeline configuration and the text encoders that a checkpoint goes with."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from optimizer.checkpoints.source import TensorSource
 from optimizer.errors import CheckpointError
 from optimizer.families import Layout, Pipeline, TextEncoder, pipeline_folder
 
-__all__ = ["encoders_of", "pipeline_of", "readable_encoder_of"]
+__all__ = ["encoders_of", "pipeline_of", "placed_parameters", "readable_encoder_of"]
 
 
 def readable_encoder_of(layout: Layout) -> TextEncoder:
@@ -68,3 +71,21 @@ def _selected(source: TensorSource, layout: Layout) -> Pipeline:
             f"tokenizers of {known}"
         )
     return pipelines[embedding.shape[0]]
+
+
+def placed_parameters(
+    places: Mapping[str, tuple[str, int | None]], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the parameters of a text encoder as views of a checkpoint's tensors.
+
+    Args:
+        places: Where the checkpoint holds each parameter, as `TextEncoder.place_of` returns it.
+        tensors: The tensors by canonical name.
+
+    Returns:
+        The parameters by transformers' names.
+    """
+    return {
+        name: tensors[stored] if third is None else tensors[stored].chunk(3)[third]
+        for name, (stored, third) in places.items()
+    }

@@ -23,6 +23,7 @@ from optimizer.checkpoints import (
     open_checkpoint,
     open_vae,
     pipeline_of,
+    placed_parameters,
     read_prediction,
     readable_encoder_of,
     unfit,
@@ -298,12 +299,7 @@ def _load_encoder(encoder: TextEncoder, part: str, file: TensorSource, folder: P
     _check_count(file, part, encoder.model, sum(name in file.tensors for name in needed), len(needed))
     tensors = {name: file.tensor(name) for name in needed}
     try:
-        within.load_state_dict(
-            {
-                name: tensors[stored] if third is None else tensors[stored].chunk(3)[third]
-                for name, (stored, third) in places.items()
-            }
-        )
+        within.load_state_dict(placed_parameters(places, tensors))
         if projects:
             model.text_projection.load_state_dict({"weight": tensors[projection].T})
     except RuntimeError as error:

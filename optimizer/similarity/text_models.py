@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from optimizer.checkpoints import TensorSource
+from optimizer.checkpoints import TensorSource, placed_parameters
 from optimizer.errors import CheckpointError
 from optimizer.families import TextEncoder, stored_part
 
@@ -75,10 +75,7 @@ class TextModel:
 
     def parameters(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the model's parameters, by transformers' names, as views of weights by canonical name."""
-        return {
-            name: weights[stored] if third is None else weights[stored].chunk(3)[third]
-            for name, (stored, third) in self._places.items()
-        }
+        return placed_parameters(self._places, weights)
 
     def states(
         self, parameters: Mapping[str, torch.Tensor], tokens: torch.Tensor, positions: torch.Tensor
