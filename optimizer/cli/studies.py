@@ -474,13 +474,14 @@ def _write_page(
     check_report_name(written)
     check_output(written)
     found = _found(loaded, storage)
+    folders, hashes = model_folders(models), hash_cache()
     with reading() as progress:
-        ceilings, problems = found_ceilings(study, model_folders(models), progress=progress, hashes=hash_cache())
+        ceilings, problems = found_ceilings(study, folders, progress=progress, hashes=hashes)
         if prompts:
             require("pictures", "drawing")
             draw_pairs(
-                loaded, prompts, seeds, folders=model_folders(models), hashes=hash_cache(),
-                device=chosen_device(device), progress=progress, warn=say_warning,
+                loaded, prompts, seeds, folders=folders, hashes=hashes, device=chosen_device(device),
+                progress=progress, warn=say_warning,
             )  # fmt: skip
     page = write_report(
         found, ceilings, tuple(map(in_options, problems)), written, named=_shareable_name(study),

@@ -291,7 +291,6 @@ def write_preview(
             `check_steps` refuses, an output that cannot be written; and for pictures with NaN or Inf.
 
     """
-    library = Library(tuple(map(Path, folders)), hashes, CallbackEvents.of(progress, warn))
     require("pictures", "a preview")
     output = Path(output)
     if output.suffix.lower() != ".png":
@@ -303,7 +302,9 @@ def write_preview(
             temporary.touch()  # fail before the drawing, not after it
         except OSError as error:
             raise InputError(f"{output}: the folder cannot be written to ({error.strerror})") from error
-        found = _draw_preview(request, library, temporary.parent, device)
+        found = draw_preview(
+            request, temporary.parent, folders=folders, hashes=hashes, device=device, progress=progress, warn=warn
+        )
         found.sheet().save(temporary, format="png")
     return found
 
@@ -336,13 +337,7 @@ def draw_preview(
 
     """
     require("pictures", "a preview")
-    return _draw_preview(
-        request, Library(tuple(map(Path, folders)), hashes, CallbackEvents.of(progress, warn)), scratch, device
-    )
-
-
-def _draw_preview(request: PreviewRequest, library: Library, scratch: Path, device: str | torch.device) -> Preview:
-    """Plan, check and draw the requested files."""
+    library = Library(tuple(map(Path, folders)), hashes, CallbackEvents.of(progress, warn))
     plan = _plan(request, library)
     return _draw_all(plan, _settings(request, plan, chosen_device(device), library.events), scratch, library.events)
 

@@ -1,7 +1,7 @@
 """What the statistics beside a study tell without a trial: similarity along each alpha, and the ceilings."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -46,21 +46,14 @@ class Landscape:
                 measured = opened.measured
         except InputError:
             return cls({}, {})
-        used = {name: blocks for stage in study.stages for name, blocks in stage.measured}
-        blocks = {
-            name: {
-                block
-                for stage in study.stages
-                for metric, scored in stage.measured
-                if metric == name
-                for block in scored
-            }
-            for name in used
-            if name in EXACT_METRICS
-        }
+        scored: dict[str, set[str]] = {}
+        for stage in study.stages:
+            for name, blocks in stage.measured:
+                if name in EXACT_METRICS:
+                    scored.setdefault(name, set()).update(blocks)
         return cls(
             {search.name: _curves(search, result.recipe, measured) for search in result.searches},
-            {name: _ceilings(measured, name, scored) for name, scored in blocks.items()},
+            {name: _ceilings(measured, name, blocks) for name, blocks in scored.items()},
         )
 
     def ceiling_of(self, metric: str, blocks: Iterable[str]) -> float | None:
@@ -106,8 +99,8 @@ class Landscape:
         return Span.of(values, metric)
 
 
-def _ceilings(measured: Measured, metric: str, blocks: Iterable[str]) -> dict[str, float]:
-    found = {block: largest_similarity(measured, metric, block) for block in measured.blocks if block in set(blocks)}
+def _ceilings(measured: Measured, metric: str, blocks: Collection[str]) -> dict[str, float]:
+    found = {block: largest_similarity(measured, metric, block) for block in measured.blocks if block in blocks}
     return {block: value for block, value in found.items() if math.isfinite(value)}
 
 
